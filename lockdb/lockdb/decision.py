@@ -1,0 +1,66 @@
+"""The decision, in Python: the same ``decide.sql`` that the hook runs, on the same input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from importlib.resources import files
+from xml.sax.saxutils import escape
+
+from lockdb.database import LockDB
+
+
+class Verdict(StrEnum):
+    """``undecided`` means refused as well: there was no answer."""
+
+    ALLOW = "allow"
+    REFUSE = "refuse"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A verdict; ``hold`` is the refusing hold's id ("canary" for a canary), ``text`` its notice,
+    or why nothing could be decided."""
+
+    verdict: Verdict
+    hold: str = ""
+    text: str = ""
+
+
+def decide(lock_db: LockDB, document: str | bytes, operation: str, *, now: int) -> Decision:
+    """Would the hook let this domain through?
+
+    ``document``: the domain's XML as libvirt formats it. ``operation``: the hook's (``prepare``,
+    ``start``, ``migrate``). Raises DatabaseError where the hook would refuse as undecided.
+    """
+    text = document.encode("utf-8", "surrogateescape") if isinstance(document, str) else document
+    with lock_db.read() as db:
+        db.execute("CREATE TEMP TABLE request (operation TEXT, now INTEGER)")
+        db.execute("CREATE TEMP TABLE document (xml TEXT)")
+        db.execute("INSERT INTO temp.request VALUES (?, ?)", [operation, now])
+        # As bytes, like the hook's import: what is not UTF-8 must not be an error of Python's.
+        db.execute("INSERT INTO temp.document VALUES (CAST(? AS TEXT))", [text])
+        (answer,) = db.execute(decide_sql()).fetchone()
+    return _parse(answer)
+
+
+def minimal_document(instance: str) -> str:
+    """XML of a domain of which nothing but the UUID is known."""
+    return f"<domain><uuid>{escape(instance)}</uuid></domain>"
+
+
+@cache
+def decide_sql() -> str:
+    """The text of ``decide.sql``."""
+    return files("lockdb").joinpath("decide.sql").read_text("utf-8")
+
+
+def _parse(answer: str) -> Decision:
+    word, _, rest = answer.partition(" ")
+    verdict = Verdict(word)
+    if verdict is Verdict.REFUSE:
+        hold, _instance, _name, notice = rest.split(" ", 3)
+        return Decision(verdict, hold, notice)
+    return Decision(verdict, text=rest)

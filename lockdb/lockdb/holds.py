@@ -1,0 +1,138 @@
+"""Placing, releasing and finding holds.
+
+A hold is never deleted: a release marks it, so the table is also the history. Releasing one hold
+never touches another, whatever they share (rule R5).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlite_utils import Database
+
+from lockdb import journal
+from lockdb.database import LockDB
+from lockdb.errors import AlreadyEnded, AmbiguousPrefix, NotFound
+from lockdb.values import ACTOR_MAX, REASON_MAX, Hold, Kind, NewHold, OnRunning, required_line
+from lockdb.when import iso
+
+
+def place(lock_db: LockDB, new: NewHold, *, now: int) -> Hold:
+    """Store a hold and its journal entry; durable when this returns. Raises DatabaseError."""
+    row = asdict(new) | {"id": secrets.token_hex(8), "was_running": None, "placed_at": now}
+    with lock_db.write() as db:
+        _table(db).insert(row)
+        journal.append(db, "placed", now, **row)
+        return _by_id(db, row["id"])
+
+
+def release(lock_db: LockDB, hold_id: str, *, reason: str, by: str, now: int) -> Hold:
+    """End the hold with exactly this id.
+
+    Raises InvalidValue (reason), NotFound, AlreadyEnded or DatabaseError.
+    """
+    reason = required_line("reason", reason, REASON_MAX)
+    by = required_line("released_by", by, ACTOR_MAX)
+    with lock_db.write() as db:
+        hold = _by_id(db, hold_id)
+        if hold.released_at is not None:
+            raise AlreadyEnded(
+                f"hold {hold.id} was released at {iso(hold.released_at)} by {hold.released_by}",
+                f"see 'bootlock show {hold.id}'",
+            )
+        end = {"released_at": now, "released_by": by, "release_reason": reason}
+        _table(db).update(hold.id, end)
+        journal.append(
+            db, "released", now, id=hold.id, instance=hold.instance, by=by, reason=reason
+        )
+        _forget_disks_if_free(db, hold.instance)
+        return _by_id(db, hold.id)
+
+
+def set_was_running(lock_db: LockDB, hold: Hold, was_running: bool, *, now: int) -> Hold:
+    """Note whether the instance ran when it was locked: it decides what a state lock allows."""
+    with lock_db.write() as db:
+        _table(db).update(hold.id, {"was_running": was_running})
+        journal.append(db, "seen", now, id=hold.id, instance=hold.instance, was_running=was_running)
+        return _by_id(db, hold.id)
+
+
+def active(
+    lock_db: LockDB, *, now: int, instance: str | None = None, source: str | None = None
+) -> list[Hold]:
+    """The holds in force at ``now``, oldest first."""
+    where = "released_at IS NULL AND (until IS NULL OR until > :now)"
+    return _select(lock_db, where, now=now, instance=instance, source=source)
+
+
+def history(
+    lock_db: LockDB, *, instance: str | None = None, source: str | None = None
+) -> list[Hold]:
+    """All holds there ever were, oldest first."""
+    return _select(lock_db, "1", instance=instance, source=source)
+
+
+def find(lock_db: LockDB, prefix: str) -> Hold:
+    """The one hold whose id begins with ``prefix``. Raises NotFound or AmbiguousPrefix."""
+    with lock_db.read() as db:
+        return _by_id(db, unique_id(db, "hold", prefix))
+
+
+def unique_id(db: Database, table: str, prefix: str) -> str:
+    """The one id in ``table`` that begins with ``prefix``. Raises NotFound or AmbiguousPrefix."""
+    prefix = prefix.strip().lower()
+    ids: list[str] = []
+    if prefix and set(prefix) <= set("0123456789abcdef"):
+        # A range, not LIKE: it uses the primary key.
+        query = f"SELECT id FROM {table} WHERE id >= ? AND id < ? || 'g' ORDER BY id LIMIT 3"
+        ids = [row[0] for row in db.execute(query, [prefix, prefix])]
+    if not ids:
+        raise NotFound(f"no {table} {prefix[:80]!r}", "see 'bootlock list --all'")
+    if len(ids) > 1:
+        some = ", ".join(ids[:2]) + (", ..." if len(ids) > 2 else "")
+        raise AmbiguousPrefix(f"{table} {prefix!r} is ambiguous: {some}", "write more of the id")
+    return ids[0]
+
+
+def _select(lock_db: LockDB, where: str, **values: Any) -> list[Hold]:
+    for column in ("instance", "source"):
+        if values[column] is not None:
+            where += f" AND {column} = :{column}"
+    with lock_db.read() as db:
+        rows = db.query(f"SELECT * FROM hold WHERE {where} ORDER BY placed_at, id", values)
+        return [_hold(row) for row in rows]
+
+
+def _by_id(db: Database, hold_id: str) -> Hold:
+    rows: Sequence[dict[str, Any]] = list(db.query("SELECT * FROM hold WHERE id = ?", [hold_id]))
+    if not rows:
+        raise NotFound(f"no hold {hold_id[:80]!r}", "see 'bootlock list --all'")
+    return _hold(rows[0])
+
+
+def _hold(row: dict[str, Any]) -> Hold:
+    was_running = row["was_running"]
+    return Hold(
+        **row
+        | {
+            "kind": Kind(row["kind"]),
+            "on_running": OnRunning(row["on_running"]),
+            "isolate": bool(row["isolate"]),
+            "was_running": None if was_running is None else bool(was_running),
+        }
+    )
+
+
+def _forget_disks_if_free(db: Database, instance: str) -> None:
+    db.execute(
+        "DELETE FROM held_disk WHERE instance = :instance AND NOT EXISTS ("
+        " SELECT 1 FROM hold WHERE instance = :instance AND released_at IS NULL)",
+        {"instance": instance},
+    )
+
+
+def _table(db: Database) -> Any:
+    return db.table("hold")

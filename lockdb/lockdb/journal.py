@@ -1,0 +1,119 @@
+"""The append-only, hash-chained record of everything placed, released, permitted and refused.
+
+An entry is one line of canonical JSON: sorted keys, no blanks, UTF-8. It carries ``seq`` (from 1,
+without gaps), ``at`` (Unix seconds), ``event`` and ``prev``: the SHA-256 of the entry before it, in
+hexadecimal, sixty-four zeros in the first. So an exported journal needs only ``sha256sum`` to
+check: the hash of each line, without its newline, is the ``prev`` of the next.
+
+The chain shows a changed, removed or inserted row. That the tail was cut off shows only against the
+head kept in ``meta``, and, should somebody have rewritten both, against a head noted elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlite_utils import Database
+
+GENESIS = "0" * 64
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last entry: its number and its hash; 0 and GENESIS before the first."""
+
+    seq: int
+    hash: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The first entry that breaks the chain, and how."""
+
+    seq: int
+    problem: str
+
+
+def append(db: Database, event: str, at: int, **facts: Any) -> Head:
+    """Add one entry, inside the caller's write transaction: the act and its record share a fate."""
+    if not db.conn.in_transaction:
+        raise RuntimeError("a journal entry belongs into the transaction that it records")
+    last = head(db)
+    entry = canonical({"seq": last.seq + 1, "at": at, "event": event, "prev": last.hash, **facts})
+    new = Head(last.seq + 1, digest(entry))
+    db.execute(
+        "INSERT INTO journal (seq, entry, hash) VALUES (?, ?, ?)", [new.seq, entry, new.hash]
+    )
+    db.execute("REPLACE INTO meta VALUES ('journal_head', ?)", [f"{new.seq} {new.hash}"])
+    return new
+
+
+def head(db: Database) -> Head:
+    """The last entry, as ``meta`` has it."""
+    row = db.execute("SELECT value FROM meta WHERE key = 'journal_head'").fetchone()
+    if row is None:
+        return Head(0, GENESIS)
+    seq, _, value = str(row[0]).partition(" ")
+    return Head(int(seq), value)
+
+
+def entries(db: Database, *, instance: str | None = None, after: int = 0) -> Iterator[str]:
+    """The entries' own text, oldest first, from ``seq`` ``after + 1`` on."""
+    where, values = ("instance = ? AND", [instance]) if instance else ("", [])
+    query = f"SELECT entry FROM journal WHERE {where} seq > ? ORDER BY seq"
+    for (entry,) in db.execute(query, [*values, after]):
+        yield entry
+
+
+def verify(db: Database, expected: Head | None = None) -> Iterator[Fault | Head]:
+    """Walk the chain: yields a Head for each sound entry, then stops, or ends with the first Fault.
+
+    ``expected`` is a head noted earlier, perhaps on another machine; the chain must contain it.
+    """
+    last = Head(0, GENESIS)
+    for seq, entry, stored in db.execute("SELECT seq, entry, hash FROM journal ORDER BY seq"):
+        problem = _problem(last, seq, entry, stored)
+        if not problem and expected and seq == expected.seq and stored != expected.hash:
+            problem = f"its hash is not the one noted for it, {expected.hash}"
+        if problem:
+            yield Fault(seq, problem)
+            return
+        last = Head(seq, stored)
+        yield last
+    noted = head(db)
+    if last != noted:
+        yield Fault(last.seq + 1, f"the journal ends at {last.seq}, its head was {noted.seq}")
+    elif expected and expected.seq > last.seq:
+        yield Fault(last.seq + 1, f"the journal ends at {last.seq}, {expected.seq} was noted")
+
+
+def canonical(value: dict[str, Any]) -> str:
+    """The one JSON text of ``value``."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(entry: str) -> str:
+    """SHA-256 of the entry's UTF-8 bytes, in hexadecimal."""
+    return hashlib.sha256(entry.encode()).hexdigest()
+
+
+def _problem(last: Head, seq: int, entry: object, stored: object) -> str:
+    if seq != last.seq + 1:
+        return f"entries {last.seq + 1} to {seq - 1} are missing"
+    if not isinstance(entry, str) or digest(entry) != stored:
+        return "its text is not what was hashed"
+    try:
+        fields = json.loads(entry)
+    except ValueError:
+        return "it is not JSON"
+    if not isinstance(fields, dict) or canonical(fields) != entry:
+        return "it is not canonical JSON"
+    if fields.get("seq") != seq:
+        return f"it says it is entry {fields.get('seq')}"
+    if fields.get("prev") != last.hash:
+        return "it does not follow the entry before it"
+    return ""

@@ -1,0 +1,88 @@
+"""Permits: time-boxed, recorded exceptions to whatever holds an instance."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from sqlite_utils import Database
+
+from lockdb import journal
+from lockdb.database import LockDB
+from lockdb.errors import AlreadyEnded
+from lockdb.holds import unique_id
+from lockdb.values import (
+    ACTOR_MAX,
+    REASON_MAX,
+    Operation,
+    Permit,
+    parse_instance,
+    required_line,
+)
+from lockdb.when import iso
+
+
+def grant(
+    lock_db: LockDB,
+    instance: str,
+    operation: Operation,
+    *,
+    until: int,
+    reason: str,
+    by: str,
+    now: int,
+) -> Permit:
+    """Let ``operation`` of ``instance`` through until ``until`` (Unix seconds).
+
+    Raises InvalidValue or DatabaseError.
+    """
+    row = {
+        "id": secrets.token_hex(8),
+        "instance": parse_instance(instance),
+        "operation": operation,
+        "reason": required_line("reason", reason, REASON_MAX),
+        "granted_at": now,
+        "granted_by": required_line("granted_by", by, ACTOR_MAX),
+        "until": until,
+    }
+    with lock_db.write() as db:
+        db.table("permit").insert(row)
+        journal.append(db, "permitted", now, **row)
+        return _by_id(db, row["id"])
+
+
+def revoke(lock_db: LockDB, prefix: str, *, reason: str, by: str, now: int) -> Permit:
+    """End a permit before its time. Raises NotFound, AlreadyEnded, AmbiguousPrefix."""
+    reason = required_line("reason", reason, REASON_MAX)
+    with lock_db.write() as db:
+        permit = _by_id(db, unique_id(db, "permit", prefix))
+        if permit.revoked_at is not None or permit.until <= now:
+            ended = permit.until if permit.revoked_at is None else permit.revoked_at
+            raise AlreadyEnded(f"permit {permit.id} ended at {iso(ended)}")
+        db.table("permit").update(permit.id, {"revoked_at": now, "revoked_by": by})
+        journal.append(
+            db, "permit_revoked", now, id=permit.id, instance=permit.instance, by=by, reason=reason
+        )
+        return _by_id(db, permit.id)
+
+
+def active(lock_db: LockDB, *, now: int, instance: str | None = None) -> list[Permit]:
+    """The permits in force at ``now``, oldest first."""
+    where = "revoked_at IS NULL AND granted_at <= :now AND until > :now"
+    if instance is not None:
+        where += " AND instance = :instance"
+    with lock_db.read() as db:
+        rows = db.query(
+            f"SELECT * FROM permit WHERE {where} ORDER BY granted_at, id",
+            {"now": now, "instance": instance},
+        )
+        return [_permit(row) for row in rows]
+
+
+def _by_id(db: Database, permit_id: object) -> Permit:
+    (row,) = db.query("SELECT * FROM permit WHERE id = ?", [permit_id])
+    return _permit(row)
+
+
+def _permit(row: dict[str, Any]) -> Permit:
+    return Permit(**row | {"operation": Operation(row["operation"])})

@@ -1,0 +1,50 @@
+"""The hook's spool of refusals, and its way into the journal.
+
+The hook can't chain hashes: it counts refusals in the table ``refusal``, one row for each
+instance, operation and hold, however often a start is retried. ``drain`` turns those rows into
+journal entries.
+Beyond ``SPOOL_ROWS`` rows the hook counts into one row with empty keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from xml.sax.saxutils import unescape
+
+from lockdb import journal
+from lockdb.database import LockDB
+
+SPOOL_ROWS = 10_000
+_ENTITIES = {"&apos;": "'", "&quot;": '"'}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """``count`` refusals of one instance between two times. Who asked is unknown to the hook."""
+
+    instance: str
+    operation: str
+    hold: str
+    #: The domain's name at the last refusal, at most 255 characters of libvirt's escaped text.
+    name: str
+    first_at: int
+    last_at: int
+    count: int
+
+
+def pending(lock_db: LockDB) -> list[Refusal]:
+    """What the hook recorded and ``drain`` has not yet moved, oldest first."""
+    with lock_db.read() as db:
+        rows = db.query("SELECT * FROM refusal ORDER BY first_at, instance, operation, hold")
+        return [Refusal(**row | {"name": unescape(row["name"], _ENTITIES)}) for row in rows]
+
+
+def drain(lock_db: LockDB, *, now: int) -> int:
+    """Move the spool into the journal, in one transaction; the number of entries made."""
+    with lock_db.write() as db:
+        rows = pending(lock_db)
+        for refusal in rows:
+            journal.append(db, "refused", now, **asdict(refusal))
+        if rows:
+            db.execute("DELETE FROM refusal")
+    return len(rows)

@@ -1,0 +1,184 @@
+"""The values that cross lockdb's border, and the rules their fields keep.
+
+Times are whole Unix seconds (UTC). Instances are UUIDs in lower case with hyphens, as libvirt
+prints them. Texts are one printable line: they end up on terminals, in logs and in libvirt's
+errors.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from lockdb.errors import InvalidValue
+
+REASON_MAX = 2000
+NOTICE_MAX = 200
+CASE_MAX = 200
+ACTOR_MAX = 200
+GRACE_MAX = 24 * 3600
+
+#: Every UUID that begins so is refused by ``decide.sql``, hold or no hold: doctor's canaries.
+CANARY_PREFIX = "b00710c4-0000-4000-8000-"
+
+_UUID = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
+_BARE_UUID = re.compile(r"[0-9a-f]{32}")
+# Control, format (bidirectional overrides too), surrogate, line and paragraph separator.
+_UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+class Kind(StrEnum):
+    """The two kinds of hold: the provider's and the customer's."""
+
+    BOOT_LOCK = "boot_lock"
+    STATE_LOCK = "state_lock"
+
+
+class OnRunning(StrEnum):
+    """What is ordered for an instance that runs when its hold arrives."""
+
+    LEAVE = "leave"
+    SHUTDOWN = "shutdown"
+    DESTROY = "destroy"
+    MANAGED_SAVE = "managed_save"
+    PAUSE = "pause"
+
+
+class Operation(StrEnum):
+    """What a permit lets through; ``migrate``, an arriving migration, ends in a start."""
+
+    START = "start"
+    MIGRATE = "migrate"
+
+
+#: What the refused caller reads when whoever placed the hold gave no notice.
+DEFAULT_NOTICE = {
+    Kind.BOOT_LOCK: "this instance is locked by the provider",
+    Kind.STATE_LOCK: "this instance is locked in the state it was in",
+}
+
+
+@dataclass(frozen=True)
+class NewHold:
+    """A hold to be placed. Checked and normalised when made; raises InvalidValue."""
+
+    instance: str
+    reason: str
+    placed_by: str
+    kind: Kind = Kind.BOOT_LOCK
+    source: str = "local"
+    notice: str = ""
+    case: str = ""
+    on_running: OnRunning = OnRunning.LEAVE
+    grace: int = 60
+    isolate: bool = False
+    until: int | None = None
+
+    def __post_init__(self) -> None:
+        def put(field: str, value: object) -> None:
+            object.__setattr__(self, field, value)
+
+        put("instance", parse_instance(self.instance))
+        put("reason", required_line("reason", self.reason, REASON_MAX))
+        put("placed_by", required_line("placed_by", self.placed_by, ACTOR_MAX))
+        put("source", required_line("source", self.source, ACTOR_MAX))
+        put("notice", one_line("notice", self.notice, NOTICE_MAX) or DEFAULT_NOTICE[self.kind])
+        put("case", one_line("case", self.case, CASE_MAX))
+        if not 0 <= self.grace <= GRACE_MAX:
+            raise InvalidValue("grace", f"{self.grace} s is not between 0 and {GRACE_MAX}")
+
+
+@dataclass(frozen=True)
+class Hold:
+    """One row of ``hold``. It holds while ``released_at`` is None and ``until`` is not reached."""
+
+    id: str
+    instance: str
+    kind: Kind
+    source: str
+    reason: str
+    notice: str
+    case: str
+    on_running: OnRunning
+    grace: int
+    isolate: bool
+    #: Whether the instance ran here when it was locked; None: this host did not know it.
+    was_running: bool | None
+    placed_at: int
+    placed_by: str
+    until: int | None
+    released_at: int | None
+    released_by: str | None
+    release_reason: str | None
+
+    def is_active(self, now: int) -> bool:
+        """Neither released nor expired at ``now``."""
+        return self.released_at is None and (self.until is None or self.until > now)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types, keys as in the table."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Permit:
+    """One row of ``permit``: lets one operation of one instance through until ``until``."""
+
+    id: str
+    instance: str
+    operation: Operation
+    reason: str
+    granted_at: int
+    granted_by: str
+    until: int
+    revoked_at: int | None
+    revoked_by: str | None
+
+    def is_active(self, now: int) -> bool:
+        """In force at ``now``; not before it was granted either, should the clock be set back."""
+        return self.revoked_at is None and self.granted_at <= now < self.until
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types, keys as in the table."""
+        return asdict(self)
+
+
+def parse_instance(text: str) -> str:
+    """The canonical form of an instance UUID. Raises InvalidValue."""
+    uuid = text.strip().lower()
+    if _BARE_UUID.fullmatch(uuid):
+        uuid = f"{uuid[:8]}-{uuid[8:12]}-{uuid[12:16]}-{uuid[16:20]}-{uuid[20:]}"
+    if not _UUID.fullmatch(uuid):
+        raise InvalidValue("instance", f"{text[:80]!r} is not a UUID")
+    if uuid.startswith(CANARY_PREFIX):
+        raise InvalidValue("instance", f"{uuid} is reserved for doctor's canaries")
+    return uuid
+
+
+def looks_like_uuid(text: str) -> bool:
+    """Whether ``text`` can only be meant as a UUID, reserved ones included."""
+    uuid = text.strip().lower()
+    return bool(_UUID.fullmatch(uuid) or _BARE_UUID.fullmatch(uuid))
+
+
+def one_line(field: str, text: str, limit: int) -> str:
+    """``text`` without outer blanks: one printable line of at most ``limit`` characters."""
+    text = text.strip(" ")
+    if len(text) > limit:
+        raise InvalidValue(field, f"{len(text)} characters, at most {limit} are allowed")
+    for position, character in enumerate(text):
+        if unicodedata.category(character) in _UNPRINTABLE:
+            name = f"U+{ord(character):04X}"
+            raise InvalidValue(field, f"unprintable character {name} at position {position}")
+    return text
+
+
+def required_line(field: str, text: str, limit: int) -> str:
+    """As ``one_line``, and not empty."""
+    line = one_line(field, text, limit)
+    if not line:
+        raise InvalidValue(field, "must not be empty")
+    return line
