@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,11 +61,17 @@ def head(db: Database) -> Head:
     return Head(int(seq), value)
 
 
-def entries(db: Database, *, instance: str | None = None, after: int = 0) -> Iterator[str]:
-    """The entries' own text, oldest first, from ``seq`` ``after + 1`` on."""
-    where, values = ("instance = ? AND", [instance]) if instance else ("", [])
-    query = f"SELECT entry FROM journal WHERE {where} seq > ? ORDER BY seq"
-    for (entry,) in db.execute(query, [*values, after]):
+def entries(
+    db: Database, *, instance: str | None = None, event: str | None = None, last: int | None = None
+) -> Iterator[str]:
+    """The entries' own text, oldest first: all, or about an instance, of an event, the last n."""
+    wanted = {"instance": instance, "event": event}
+    where = " AND ".join(f"{name} = :{name}" for name, value in wanted.items() if value) or "1"
+    newest = f"SELECT seq, entry FROM journal WHERE {where} ORDER BY seq DESC LIMIT :last"
+    limit = -1 if last is None else last
+    for (entry,) in db.execute(
+        f"SELECT entry FROM ({newest}) ORDER BY seq", wanted | {"last": limit}
+    ):
         yield entry
 
 
@@ -89,6 +95,14 @@ def verify(db: Database, expected: Head | None = None) -> Iterator[Fault | Head]
         yield Fault(last.seq + 1, f"the journal ends at {last.seq}, its head was {noted.seq}")
     elif expected and expected.seq > last.seq:
         yield Fault(last.seq + 1, f"the journal ends at {last.seq}, {expected.seq} was noted")
+
+
+def outcome(steps: Iterable[Fault | Head]) -> Fault | Head:
+    """Where ``verify`` ended: the head of a sound chain, or what broke it."""
+    end: Fault | Head = Head(0, GENESIS)
+    for step in steps:
+        end = step
+    return end
 
 
 def canonical(value: dict[str, Any]) -> str:

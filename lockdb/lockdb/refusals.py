@@ -8,7 +8,8 @@ Beyond ``SPOOL_ROWS`` rows the hook counts into one row with empty keys.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import asdict, dataclass, fields
 from xml.sax.saxutils import unescape
 
 from lockdb import journal
@@ -32,11 +33,25 @@ class Refusal:
     count: int
 
 
+_FIELDS = {field.name for field in fields(Refusal)}
+
+
 def pending(lock_db: LockDB) -> list[Refusal]:
     """What the hook recorded and ``drain`` has not yet moved, oldest first."""
     with lock_db.read() as db:
         rows = db.query("SELECT * FROM refusal ORDER BY first_at, instance, operation, hold")
         return [Refusal(**row | {"name": unescape(row["name"], _ENTITIES)}) for row in rows]
+
+
+def of_instance(lock_db: LockDB, instance: str) -> list[Refusal]:
+    """All recorded refusals of an instance, from the journal and the spool, oldest first."""
+    with lock_db.read() as db:
+        drained = [
+            {name: value for name, value in json.loads(entry).items() if name in _FIELDS}
+            for entry in journal.entries(db, instance=instance, event="refused")
+        ]
+        spooled = [refusal for refusal in pending(lock_db) if refusal.instance == instance]
+    return [Refusal(**facts) for facts in drained] + spooled
 
 
 def drain(lock_db: LockDB, *, now: int) -> int:

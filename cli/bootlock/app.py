@@ -1,0 +1,87 @@
+"""What every command is given: which database, which libvirt, what time it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from bootlock import hypervisor
+from lockdb import holds
+from lockdb.database import LockDB, open_db
+from lockdb.errors import LockDBError
+from lockdb.values import Hold
+
+
+@dataclass(frozen=True)
+class App:
+    """The context object of click."""
+
+    database: Path
+    uris: Sequence[str]
+
+    def read(self) -> AbstractContextManager[LockDB]:
+        """The database, for looking. Raises DatabaseError."""
+        return open_db(self.database, read_only=True)
+
+    def write(self) -> AbstractContextManager[LockDB]:
+        """The database, for changing. Raises DatabaseError."""
+        return open_db(self.database)
+
+    def now(self) -> int:
+        """Unix seconds."""
+        return int(time.time())
+
+    def resolve(self, instance: str) -> str:
+        """The UUID of INSTANCE. Raises InvalidValue, NotFound or Unreachable."""
+        return hypervisor.resolve(self.uris, instance)
+
+
+pass_app = click.make_pass_decorator(App)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+reason_option = click.option(
+    "--reason", metavar="TEXT", required=True, help="Why; for the host's staff only. Required."
+)
+
+
+def complete_instance(
+    context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[str]:
+    """Names of domains and UUIDs of held instances."""
+    app = _app_of(context)
+    found = _quietly(lambda: hypervisor.names(app.uris))
+    with_holds = _quietly(lambda: [hold.instance for hold in _active(app)])
+    return [word for word in [*found, *dict.fromkeys(with_holds)] if word.startswith(incomplete)]
+
+
+def complete_hold(
+    context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[str]:
+    """Ids of holds in force."""
+    ids = _quietly(lambda: [hold.id for hold in _active(_app_of(context))])
+    return [hold_id for hold_id in ids if hold_id.startswith(incomplete)]
+
+
+def _app_of(context: click.Context) -> App:
+    # Completion parses the line without running the group's callback, which would make the App.
+    options = context.find_root().params
+    return App(options["database"], options["uris"])
+
+
+def _active(app: App) -> list[Hold]:
+    with app.read() as lock_db:
+        return holds.active(lock_db, now=app.now())
+
+
+def _quietly(question: Callable[[], list[str]]) -> list[str]:
+    # A completion that can't be had is no reason to print over the user's line.
+    try:
+        return question()
+    except LockDBError:
+        return []

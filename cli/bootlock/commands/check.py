@@ -1,0 +1,77 @@
+"""bootlock check."""
+
+from __future__ import annotations
+
+import click
+
+from bootlock import hypervisor, output
+from bootlock.app import App, complete_instance, json_option, pass_app
+from bootlock.exits import Exit, Unreachable
+from lockdb import holds
+from lockdb.database import LockDB
+from lockdb.decision import Verdict, decide, minimal_document
+from lockdb.errors import InvalidValue
+from lockdb.values import Operation
+
+
+@click.command()
+@click.argument("instance", shell_complete=complete_instance)
+@click.option(
+    "--op",
+    "operation",
+    type=click.Choice([op.value for op in Operation]),
+    default=Operation.START.value,
+    show_default=True,
+    help="The operation to ask about.",
+)
+@json_option
+@pass_app
+def check(app: App, instance: str, operation: str, as_json: bool) -> int:
+    """Tell whether INSTANCE would be refused, and why.
+
+    Exit code 0: allowed, 1: refused. Asks what the hook asks; the disks are compared too if libvirt
+    here knows the domain.
+
+    \b
+    Example:
+      bootlock check web-7 || echo "it is held"
+    """
+    uuid = app.resolve(instance)
+    document = _document(app, uuid)
+    now = app.now()
+    with app.read() as lock_db, lock_db.read():
+        decision = decide(lock_db, document, operation, now=now)
+        reason = _reason(lock_db, decision.hold)
+    if decision.verdict is Verdict.UNDECIDED:
+        raise InvalidValue("instance", f"the hook could not decide: {decision.text}")
+    refused = decision.verdict is Verdict.REFUSE
+    if as_json:
+        output.print_json(
+            {
+                "instance": uuid,
+                "operation": operation,
+                "verdict": decision.verdict.value,
+                "hold": decision.hold or None,
+                "notice": decision.text or None,
+                "reason": reason or None,
+            }
+        )
+    elif refused:
+        click.echo(f"refused: {decision.text} [hold {decision.hold}]")
+        click.echo(f"reason: {reason}")
+    else:
+        click.echo("allowed")
+    return Exit.REFUSED if refused else Exit.DONE
+
+
+def _document(app: App, uuid: str) -> str:
+    try:
+        guest = hypervisor.observe(app.uris, uuid)
+    except Unreachable as error:
+        output.note(f"the disks of {uuid} were not compared: {error}")
+        guest = None
+    return guest.document if guest else minimal_document(uuid)
+
+
+def _reason(lock_db: LockDB, hold_id: str) -> str:
+    return holds.find(lock_db, hold_id).reason if hold_id else ""

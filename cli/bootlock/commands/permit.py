@@ -1,0 +1,82 @@
+"""bootlock permit."""
+
+from __future__ import annotations
+
+import click
+
+from bootlock import output
+from bootlock.actor import actor
+from bootlock.app import App, complete_instance, json_option, pass_app, reason_option
+from lockdb import permits
+from lockdb.errors import InvalidValue
+from lockdb.values import Operation, Permit
+from lockdb.when import iso, parse_until
+
+#: Seconds. A permit is an exception: what must last longer is a release.
+LONGEST = 7 * 86400
+
+
+@click.command()
+@click.argument("instance", required=False, shell_complete=complete_instance)
+@click.option("--op", "operation", type=click.Choice([op.value for op in Operation]))
+@click.option("--for", "duration", metavar="WHEN", help="How long: 30m, 2h, or an ISO time.")
+@click.option("--revoke", metavar="PERMIT", help="End this permit now instead: its id.")
+@reason_option
+@json_option
+@pass_app
+def permit(
+    app: App,
+    instance: str | None,
+    operation: str | None,
+    duration: str | None,
+    revoke: str | None,
+    reason: str,
+    as_json: bool,
+) -> None:
+    """Let one operation of INSTANCE through for a while.
+
+    It goes through whatever holds the instance, is recorded, and ends by itself, after 7 days at
+    the latest. "migrate" lets an arriving migration in, with the start that it ends in.
+
+    \b
+    Example:
+      bootlock permit web-7 --op start --for 30m --reason "disk image for the court"
+      bootlock permit --revoke 81d0 --reason "done"
+    """
+    now = app.now()
+    if revoke:
+        if instance or operation or duration:
+            raise click.UsageError("--revoke takes no INSTANCE, --op or --for")
+        with app.write() as lock_db:
+            granted = permits.revoke(lock_db, revoke, reason=reason, by=actor(), now=now)
+    elif instance and operation and duration:
+        until = parse_until("--for", duration, now)
+        if until > now + LONGEST:
+            raise InvalidValue("--for", "a permit lasts 7 days at most", "release the hold instead")
+        uuid = app.resolve(instance)
+        with app.write() as lock_db:
+            granted = permits.grant(
+                lock_db,
+                uuid,
+                Operation(operation),
+                until=until,
+                reason=reason,
+                by=actor(),
+                now=now,
+            )
+    else:
+        raise click.UsageError("give INSTANCE, --op and --for, or --revoke")
+    if as_json:
+        output.print_json(granted.as_dict())
+    else:
+        _print(granted)
+
+
+def _print(permit: Permit) -> None:
+    if permit.revoked_at:
+        click.echo(f"revoked permit {permit.id} on {permit.instance}")
+    else:
+        click.echo(
+            f"permit {permit.id}: {permit.operation} of {permit.instance} "
+            f"is let through until {iso(permit.until)}"
+        )

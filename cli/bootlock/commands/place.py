@@ -1,0 +1,133 @@
+"""bootlock place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from bootlock import hypervisor, output
+from bootlock.actor import actor
+from bootlock.app import App, complete_instance, json_option, pass_app, reason_option
+from bootlock.exits import Exit, Unreachable
+from bootlock.hypervisor import Guest
+from lockdb import disks, holds
+from lockdb.database import LockDB
+from lockdb.values import GRACE_MAX, Hold, Kind, NewHold, OnRunning
+from lockdb.when import parse_until
+
+
+def _dashed(words: type[Kind] | type[OnRunning]) -> click.Choice[str]:
+    return click.Choice([word.value.replace("_", "-") for word in words])
+
+
+@click.command()
+@click.argument("instance", shell_complete=complete_instance)
+@reason_option
+@click.option("--notice", metavar="TEXT", default="", help="The line that a refused caller sees.")
+@click.option("--case", metavar="REF", default="", help="A ticket or file number.")
+@click.option("--kind", type=_dashed(Kind), default="boot-lock", show_default=True)
+@click.option(
+    "--on-running",
+    type=_dashed(OnRunning),
+    default="leave",
+    show_default=True,
+    help="What is to happen to the instance if it runs.",
+)
+@click.option(
+    "--grace",
+    metavar="SECONDS",
+    type=click.IntRange(0, GRACE_MAX),
+    default=60,
+    show_default=True,
+    help="How long --on-running shutdown waits before it destroys.",
+)
+@click.option("--isolate", is_flag=True, help="Cut the network of the instance if it runs.")
+@click.option("--until", metavar="WHEN", help="When the hold expires: 36h, 14d or an ISO time.")
+@click.option("--no-wait", is_flag=True, help="Don't wait for --on-running and --isolate.")
+@json_option
+@pass_app
+def place(app: App, /, instance: str, as_json: bool, no_wait: bool, **options: Any) -> int:
+    """Place a hold: INSTANCE is refused to start.
+
+    A boot lock refuses every start. A state lock keeps the state: an instance that ran when it was
+    locked may come back after a host reboot, one that was off stays off. Disks that the instance
+    owns here are recorded, so that they don't start under another UUID either.
+
+    \b
+    Example:
+      bootlock place web-7 --reason "court order" --case AZ-17/26 --until 30d
+    """
+    now = app.now()
+    hold, guest = _place(app, _new_hold(app.resolve(instance), options, now), now)
+    late = _not_carried_out(hold, guest)
+    if as_json:
+        output.print_json(hold.as_dict())
+    else:
+        _print(hold, guest)
+    if late and not no_wait:
+        output.note(late)
+        return Exit.UNREACHABLE
+    return Exit.DONE
+
+
+def _new_hold(uuid: str, options: dict[str, Any], now: int) -> NewHold:
+    until = options["until"]
+    return NewHold(
+        instance=uuid,
+        reason=options["reason"],
+        placed_by=actor(),
+        kind=Kind(options["kind"].replace("-", "_")),
+        notice=options["notice"],
+        case=options["case"],
+        on_running=OnRunning(options["on_running"].replace("-", "_")),
+        grace=options["grace"],
+        isolate=options["isolate"],
+        until=parse_until("--until", until, now) if until else None,
+    )
+
+
+def _place(app: App, new: NewHold, now: int) -> tuple[Hold, Guest | None]:
+    with app.write() as lock_db:
+        # First the hold: libvirt, which may hang, must not keep it from being placed.
+        hold = holds.place(lock_db, new, now=now)
+        try:
+            guest = hypervisor.observe(app.uris, hold.instance)
+        except Unreachable as error:
+            output.note(f"the disks of {hold.instance} were not recorded: {error}")
+            return hold, None
+        if guest:
+            hold = _record(lock_db, hold, guest, now)
+        return hold, guest
+
+
+def _record(lock_db: LockDB, hold: Hold, guest: Guest, now: int) -> Hold:
+    with lock_db.write():
+        disks.record(lock_db, hold.instance, guest.disks, now=now)
+        return holds.set_was_running(lock_db, hold, guest.running, now=now)
+
+
+def _not_carried_out(hold: Hold, guest: Guest | None) -> str:
+    orders = [] if hold.on_running is OnRunning.LEAVE else [hold.on_running.replace("_", "-")]
+    orders += ["isolate"] if hold.isolate else []
+    if not orders or not guest or not guest.running:
+        return ""
+    return (
+        f"{guest.name} still runs: no daemon on this host carries out {' and '.join(orders)}; "
+        f"stop it with 'virsh -c {guest.uri} destroy {hold.instance}'"
+    )
+
+
+def _print(hold: Hold, guest: Guest | None) -> None:
+    name = f" ({guest.name})" if guest else ""
+    running = guest.running if guest else None
+    output.print_fields(
+        {
+            "hold": hold.id,
+            "instance": hold.instance + name,
+            "kind": hold.kind.replace("_", " "),
+            "notice": hold.notice,
+            "until": output.moment(hold.until) if hold.until else "",
+            "state": {True: "running", False: "shut off", None: "not known on this host"}[running],
+        }
+    )

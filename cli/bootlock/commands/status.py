@@ -1,0 +1,72 @@
+"""bootlock status."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from bootlock import output
+from bootlock.app import App, json_option, pass_app
+from bootlock.commands.doctor import print_finding
+from bootlock.doctor import QUICK
+from bootlock.doctor.finding import Level, Patient
+from bootlock.exits import Exit
+from lockdb import holds, journal, permits, proofs, refusals
+from lockdb.errors import DatabaseError
+from lockdb.values import Kind
+
+
+@click.command()
+@json_option
+@pass_app
+def status(app: App, as_json: bool) -> int:
+    """Show what is in force, and since when it is armed.
+
+    Looks only; "bootlock doctor" tries it out. Exit code 1: not healthy.
+
+    \b
+    Example:
+      bootlock status --json
+    """
+    now = app.now()
+    patient = Patient(app.uris, now, database=app.database)
+    findings = [finding for check in QUICK for finding in check(patient)]
+    faults = [finding for finding in findings if finding.level is Level.FAULT]
+    try:
+        facts = _facts(app, now)
+    except DatabaseError:
+        # It is among the findings.
+        facts = {}
+    if as_json:
+        output.print_json(
+            facts
+            | {
+                "healthy": not faults,
+                "findings": [finding.as_dict() for finding in findings],
+            }
+        )
+    else:
+        output.print_fields(
+            {name.replace("_", " "): value for name, value in facts.items() if name != "armed"}
+        )
+        for finding in findings:
+            print_finding(finding)
+    return Exit.REFUSED if faults else Exit.DONE
+
+
+def _facts(app: App, now: int) -> dict[str, Any]:
+    with app.read() as lock_db, lock_db.read() as db:
+        kinds = Counter(hold.kind for hold in holds.active(lock_db, now=now))
+        head = journal.head(db)
+        return {
+            "database": str(app.database),
+            "boot_locks": kinds[Kind.BOOT_LOCK],
+            "state_locks": kinds[Kind.STATE_LOCK],
+            "permits": len(permits.active(lock_db, now=now)),
+            "refusals_not_yet_in_the_journal": sum(r.count for r in refusals.pending(lock_db)),
+            "journal_head": f"{head.seq}:{head.hash}",
+            "armed": [asdict(proof) for proof in proofs.stored(lock_db)],
+        }

@@ -1,0 +1,149 @@
+"""bootlock list and bootlock show: what is held, and everything about one hold or instance."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from bootlock import output
+from bootlock.app import App, complete_hold, complete_instance, json_option, pass_app
+from lockdb import disks, holds, permits, refusals
+from lockdb.database import LockDB
+from lockdb.errors import NotFound
+from lockdb.values import Hold, looks_like_uuid
+
+
+@click.command("list")
+@click.option(
+    "--instance", shell_complete=complete_instance, help="Only holds on this UUID or name."
+)
+@click.option("--source", help="Only holds from this source.")
+@click.option("--all", "everything", is_flag=True, help="Released and expired holds too.")
+@json_option
+@pass_app
+def list_holds(
+    app: App, instance: str | None, source: str | None, everything: bool, as_json: bool
+) -> None:
+    """List the holds in force, oldest first.
+
+    \b
+    Example:
+      bootlock list --all --instance web-7
+    """
+    uuid = app.resolve(instance) if instance else None
+    now = app.now()
+    with app.read() as lock_db:
+        if everything:
+            found = holds.history(lock_db, instance=uuid, source=source)
+        else:
+            found = holds.active(lock_db, now=now, instance=uuid, source=source)
+    if as_json:
+        output.print_json([_with_state(hold, now) for hold in found])
+    else:
+        output.print_table(
+            ["HOLD", "INSTANCE", "KIND", "SOURCE", "STATE", "PLACED", "UNTIL", "REASON"],
+            [_row(hold, now) for hold in found],
+        )
+
+
+@click.command()
+@click.argument("what", metavar="INSTANCE|HOLD", shell_complete=complete_hold)
+@json_option
+@pass_app
+def show(app: App, what: str, as_json: bool) -> None:
+    """Show a hold, or all that is known of an instance.
+
+    That is its holds, permits, disks and refusals.
+
+    \b
+    Example:
+      bootlock show web-7
+      bootlock show 3f9c
+    """
+    now = app.now()
+    with app.read() as lock_db:
+        hold = None if looks_like_uuid(what) else _hold_called(lock_db, what)
+        uuid = hold.instance if hold else app.resolve(what)
+        with lock_db.read():
+            known = _everything(lock_db, uuid, now)
+    known["holds"] = [hold] if hold else known["holds"]
+    if not known["holds"] and not known["permits"]:
+        raise NotFound(f"nothing is known of {uuid}", "it was never held on this host")
+    if as_json:
+        known["holds"] = [_with_state(hold, now) for hold in known["holds"]]
+        known["permits"] = [permit.as_dict() for permit in known["permits"]]
+        known["refusals"] = [asdict(refusal) for refusal in known["refusals"]]
+        output.print_json(known)
+    else:
+        _print(known, now)
+
+
+def state_of(hold: Hold, now: int) -> str:
+    """In force, released or expired, in one word."""
+    if hold.released_at is not None:
+        return "released"
+    return "active" if hold.is_active(now) else "expired"
+
+
+def _row(hold: Hold, now: int) -> list[str]:
+    return [
+        hold.id,
+        hold.instance,
+        hold.kind.replace("_", " "),
+        hold.source,
+        state_of(hold, now),
+        output.moment(hold.placed_at),
+        output.moment(hold.until),
+        hold.reason,
+    ]
+
+
+def _with_state(hold: Hold, now: int) -> dict[str, Any]:
+    return hold.as_dict() | {"state": state_of(hold, now)}
+
+
+def _hold_called(lock_db: LockDB, prefix: str) -> Hold | None:
+    try:
+        return holds.find(lock_db, prefix)
+    except NotFound:
+        # A domain may be called so.
+        return None
+
+
+def _everything(lock_db: LockDB, uuid: str, now: int) -> dict[str, Any]:
+    return {
+        "instance": uuid,
+        "holds": holds.history(lock_db, instance=uuid),
+        "permits": permits.active(lock_db, now=now, instance=uuid),
+        "disks": disks.of_instance(lock_db, uuid),
+        "refusals": refusals.of_instance(lock_db, uuid),
+    }
+
+
+def _print(known: dict[str, Any], now: int) -> None:
+    for hold in known["holds"]:
+        fields = hold.as_dict() | {
+            "hold": hold.id,
+            "state": state_of(hold, now),
+            "placed_at": output.moment(hold.placed_at),
+            "until": output.moment(hold.until),
+            "released_at": output.moment(hold.released_at) if hold.released_at else "",
+        }
+        order = ["hold", "instance", "kind", "state", "source", "reason", "notice", "case"]
+        order += [name for name in fields if name not in {*order, "id"}]
+        output.print_fields({name.replace("_", " "): fields[name] for name in order})
+        click.echo()
+    for permit in known["permits"]:
+        click.echo(
+            f"permit {permit.id}: {permit.operation} until {output.moment(permit.until)}, "
+            + output.printable(permit.reason)
+        )
+    for key in known["disks"]:
+        click.echo(f"disk {output.printable(key)}")
+    for refusal in known["refusals"]:
+        click.echo(
+            f"refused {refusal.count} x {refusal.operation}, last at "
+            f"{output.moment(refusal.last_at)}, as {output.printable(refusal.name)}"
+        )

@@ -1,0 +1,79 @@
+"""What a check says, and about what host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from lockdb.database import DEFAULT_PATH
+
+Fix = Callable[[], None]
+
+
+class Level(StrEnum):
+    """``note`` is worth knowing and breaks nothing; a ``fault`` makes the host unhealthy."""
+
+    OK = "ok"
+    NOTE = "note"
+    FAULT = "fault"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fact about the host. ``mend`` is a command or sentence for a person; ``fix`` does it."""
+
+    check: str
+    level: Level
+    detail: str
+    mend: str = ""
+    #: Called by ``doctor --fix``; raises OSError or LockDBError if it can't.
+    fix: Fix | None = None
+    fixed: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "check": self.check,
+            "level": self.level.value,
+            "detail": self.detail,
+            "mend": self.mend or None,
+            "fixed": self.fixed,
+        }
+
+
+@dataclass(frozen=True)
+class Patient:
+    """The host that is examined: where its parts are. Tests put them elsewhere."""
+
+    uris: Sequence[str]
+    now: int
+    database: Path = DEFAULT_PATH
+    hooks: Path = Path("/etc/libvirt/hooks")
+    share: Path = Path("/usr/share/bootlock")
+    break_glass: Path = Path("/run/bootlock/break-glass")
+    sqlite3: Path = Path("/usr/bin/sqlite3")
+    libraries: Path = Path("/usr")
+    selinux: Path = Path("/sys/fs/selinux")
+    apparmor: Path = Path("/sys/kernel/security/apparmor")
+    apparmor_profiles: Path = Path("/etc/apparmor.d")
+
+
+Check = Callable[[Patient], Iterator[Finding]]
+
+
+def ok(check: str, detail: str) -> Finding:
+    """All is well."""
+    return Finding(check, Level.OK, detail)
+
+
+def note(check: str, detail: str, mend: str = "") -> Finding:
+    """Worth knowing."""
+    return Finding(check, Level.NOTE, detail, mend)
+
+
+def fault(check: str, detail: str, mend: str, fix: Fix | None = None) -> Finding:
+    """Not well."""
+    return Finding(check, Level.FAULT, detail, mend, fix)

@@ -1,0 +1,123 @@
+"""Checks of the hook: the files that libvirt runs and reads."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from bootlock.doctor.finding import Finding, Patient, fault, note, ok
+from lockdb.decision import decide_sql
+
+HOOK = "50-bootlock"
+#: libvirt's name of each driver, and of its hook.
+DRIVERS = ("qemu", "lxc", "libxl")
+
+
+def decision_text(patient: Patient) -> Iterator[Finding]:
+    """The SQL that the hook runs is the one this version of bootlock has."""
+    path = patient.share / "decide.sql"
+    if _text(path) == decide_sql():
+        yield ok("decide.sql", f"{path} is current")
+        return
+    yield fault(
+        "decide.sql",
+        f"{path} is {'not current' if path.exists() else 'missing: every start is refused'}",
+        "bootlock doctor --fix",
+        lambda: replace(path, decide_sql(), 0o644),
+    )
+
+
+def hook_files(patient: Patient) -> Iterator[Finding]:
+    """Each driver that is installed here has our hook: a plain file, executable, current."""
+    reference = patient.share / HOOK
+    wanted = _text(reference)
+    if wanted is None:
+        yield fault("hook", f"{reference} is missing", "install bootlock again")
+        return
+    for driver in installed_drivers(patient):
+        path = patient.hooks / f"{driver}.d" / HOOK
+        problem = _problem(path, wanted)
+        if problem:
+            yield fault(
+                f"hook {driver}",
+                f"{path} {problem}",
+                "bootlock doctor --fix",
+                lambda path=path: replace(path, wanted, 0o755),  # type: ignore[misc]
+            )
+        else:
+            yield ok(f"hook {driver}", f"{path} is in place and current")
+
+
+def foreign_hooks(patient: Patient) -> Iterator[Finding]:
+    """Other scripts that libvirt runs before or after ours."""
+    for driver in installed_drivers(patient):
+        main = patient.hooks / driver
+        if main.exists():
+            yield note(
+                "other hooks",
+                f"{main} runs before ours; one that reads our directory and drops exit codes, or a "
+                "libvirt before 6.5 that runs no other file, would make us toothless",
+                "the line 'armed' below is the proof",
+            )
+        for other in _executables(patient.hooks / f"{driver}.d"):
+            if other.name > HOOK:
+                yield note(
+                    "other hooks",
+                    f"{other} runs after ours: if it fails too, callers see its message, not ours",
+                )
+
+
+def installed_drivers(patient: Patient) -> list[str]:
+    """The drivers that libvirt has here; qemu where its modules can't be found."""
+    found = [
+        driver
+        for driver in DRIVERS
+        if any(patient.libraries.glob(f"lib*/**/connection-driver/libvirt_driver_{driver}.so"))
+    ]
+    return found or ["qemu"]
+
+
+def replace(path: Path, text: str, mode: int) -> None:
+    """Put a file in place whole: libvirt may run or read it at any moment. Raises OSError."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    # Beside the directory, not in it: libvirt runs every executable file that it finds there.
+    draft = path.parent.parent / f".bootlock-{path.name}.{os.getpid()}"
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        draft.rename(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _problem(path: Path, wanted: str) -> str:
+    try:
+        status = path.lstat()
+    except OSError:
+        return "is missing"
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a plain file"
+    if status.st_uid != 0 or status.st_mode & 0o022:
+        return "can be changed by others than root"
+    if status.st_mode & 0o111 != 0o111:
+        return "is not executable"
+    return "" if _text(path) == wanted else "is not the current text"
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError:
+        return None
+
+
+def _executables(directory: Path) -> list[Path]:
+    try:
+        files = sorted(directory.iterdir())
+    except OSError:
+        return []
+    return [file for file in files if file.is_file() and os.access(file, os.X_OK)]

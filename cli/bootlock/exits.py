@@ -1,0 +1,37 @@
+"""The exit codes, which scripts depend on, and what leads to each."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from lockdb.errors import AmbiguousPrefix, DatabaseError, InvalidValue, LockDBError, NotFound
+
+
+class Exit(IntEnum):
+    """Documented in every command's help and in the manual: never renumber."""
+
+    DONE = 0
+    REFUSED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    NOT_NOW = 4
+    DATABASE = 5
+    UNREACHABLE = 6
+
+
+class Unreachable(LockDBError):
+    """libvirt did not answer, and the command can't do without it."""
+
+
+_BY_ERROR: list[tuple[type[LockDBError], Exit]] = [
+    (InvalidValue, Exit.USAGE),
+    (AmbiguousPrefix, Exit.USAGE),
+    (NotFound, Exit.NOT_FOUND),
+    (DatabaseError, Exit.DATABASE),
+    (Unreachable, Exit.UNREACHABLE),
+]
+
+
+def exit_of(error: LockDBError) -> Exit:
+    """The exit code of an error; an error that is not in the list is a defect."""
+    return next(code for kind, code in _BY_ERROR if isinstance(error, kind))

@@ -1,0 +1,116 @@
+"""The entry point: one line and a documented exit code for everything that can go wrong."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from bootlock import __version__
+from bootlock.app import App
+from bootlock.commands import check, doctor, init, journal, permit, place, release, status, view
+from bootlock.exits import Exit, exit_of
+from bootlock.hypervisor import DEFAULT_URIS
+from bootlock.output import printable
+from lockdb.database import DEFAULT_PATH
+from lockdb.errors import LockDBError
+
+EXIT_CODES = """\b
+Exit codes:
+  0  done; for check: the start is allowed
+  1  refused, or not healthy
+  2  wrong usage
+  3  no such hold, permit or instance
+  4  not allowed now
+  5  the database can't be used
+  6  libvirt or the daemon can't be reached"""
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EXIT_CODES,
+)
+@click.option(
+    "--database",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=DEFAULT_PATH,
+    envvar="BOOTLOCK_DATABASE",
+    show_default=True,
+    help="The lock database, if not the one that this host's hook reads.",
+)
+@click.option(
+    "--connect",
+    "uris",
+    metavar="URI",
+    multiple=True,
+    envvar="BOOTLOCK_CONNECT",
+    default=DEFAULT_URIS,
+    help="libvirt to ask for names, disks and states; may be given more than once. "
+    f"Default: {', '.join(DEFAULT_URIS)}, as far as they answer.",
+)
+@click.version_option(__version__, message="bootlock %(version)s")
+@click.pass_context
+def cli(context: click.Context, database: Path, uris: tuple[str, ...]) -> None:
+    """Keep instances from starting on this libvirt host.
+
+    A held instance is refused by libvirt itself, whoever asks and however: the hook looks into the
+    lock database on every start. INSTANCE is a UUID, which this host need not know yet, or the name
+    of a domain that its libvirt knows.
+
+    \b
+    Example:
+      bootlock place web-7 --reason "invoice 4711 unpaid" --notice "please call billing"
+      bootlock list
+      bootlock release 3f9c --reason "paid"
+    """
+    context.obj = App(database, uris)
+
+
+for command in (
+    place.place,
+    release.release,
+    permit.permit,
+    view.list_holds,
+    view.show,
+    check.check,
+    journal.journal,
+    status.status,
+    doctor.doctor,
+    init.init,
+):
+    cli.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; never raises. Returns its exit code."""
+    try:
+        result = cli.main(arguments, prog_name="bootlock", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return Exit.USAGE
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "bootlock"
+        return _fail(error.format_message(), f"see '{where} --help'", Exit.USAGE)
+    except click.ClickException as error:
+        return _fail(error.format_message(), "", Exit.USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", "", 130)
+    except BrokenPipeError:
+        # The reader has seen enough. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except LockDBError as error:
+        return _fail(str(error), error.hint, exit_of(error))
+    return int(result or 0)
+
+
+def _fail(problem: str, hint: str, code: int) -> int:
+    line = f"bootlock: {problem.rstrip('.')}" + (f"; {hint}" if hint else "")
+    click.echo(printable(" ".join(line.splitlines())), err=True)
+    return int(code)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
