@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,6 +18,9 @@ from bootlock.output import printable
 from lockdb.database import DEFAULT_PATH
 from lockdb.errors import LockDBError
 
+#: What a shell reports of a program that SIGPIPE ended.
+_SIGPIPE = 141
+
 EXIT_CODES = """\b
 Exit codes:
   0  done; for check: the start is allowed
@@ -28,13 +32,26 @@ Exit codes:
   6  libvirt or the daemon can't be reached"""
 
 
+class _Group(click.Group):
+    """Commands may lose their reader; click's own exit code for that would mean refused."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # Python would complain again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _SIGPIPE
+
+
 @click.group(
+    cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EXIT_CODES,
 )
 @click.option(
     "--database",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, dir_okay=False, readable=False),
     default=DEFAULT_PATH,
     envvar="BOOTLOCK_DATABASE",
     show_default=True,
@@ -97,10 +114,6 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error.format_message(), "", Exit.USAGE)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", "", 130)
-    except BrokenPipeError:
-        # The reader has seen enough. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except LockDBError as error:
         return _fail(str(error), error.hint, exit_of(error))
     return int(result or 0)

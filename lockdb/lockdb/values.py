@@ -25,6 +25,7 @@ GRACE_MAX = 24 * 3600
 CANARY_PREFIX = "b00710c4-0000-4000-8000-"
 
 _UUID = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
+_LIKE_UUID = re.compile(r"[0-9a-z]{7,9}(-[0-9a-z]{3,5}){3}-[0-9a-z]{11,13}")
 _BARE_UUID = re.compile(r"[0-9a-f]{32}")
 # Control, format (bidirectional overrides too), surrogate, line and paragraph separator.
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -159,9 +160,9 @@ def parse_instance(text: str) -> str:
 
 
 def looks_like_uuid(text: str) -> bool:
-    """Whether ``text`` can only be meant as a UUID, reserved ones included."""
+    """Whether ``text`` is meant as a UUID: a well-formed one, or one with a slip of the keyboard."""
     uuid = text.strip().lower()
-    return bool(_UUID.fullmatch(uuid) or _BARE_UUID.fullmatch(uuid))
+    return bool(_LIKE_UUID.fullmatch(uuid) or _BARE_UUID.fullmatch(uuid))
 
 
 def one_line(field: str, text: str, limit: int) -> str:
