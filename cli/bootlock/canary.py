@@ -31,6 +31,8 @@ class Proof:
     armed: bool
     #: libvirt's answer, in one line.
     answer: str
+    #: It was let through. Neither this nor armed: it failed for a reason of its own.
+    started: bool = False
 
 
 def prove(uri: str) -> Proof:
@@ -51,21 +53,24 @@ def _prove(uri: str) -> Proof:
             by_hook = error.get_error_code() == libvirt.VIR_ERR_HOOK_SCRIPT_FAILED
             return Proof(uri, by_hook and _REFUSED in answer, answer)
         domain.destroy()
-        return Proof(uri, False, "the canary started: libvirt did not ask the hook")
+        return Proof(uri, False, "the canary started: libvirt did not ask the hook", started=True)
 
 
 def _document(opened: Any, kind: str) -> str:
     suffix = secrets.token_hex(6)
     if kind == "lxc":
-        domain_type, os_type, boot = "lxc", "<type>exe</type>", "<init>/bin/true</init>"
+        # libvirt starts no container without a console.
+        domain_type, devices = "lxc", "<devices><console type='pty'/></devices>"
+        system = "<type>exe</type><init>/bin/true</init>"
     else:
-        domain_type, os_type, boot = _machine(opened), "<type>hvm</type>", ""
+        domain_type, devices, system = _machine(opened), "", "<type>hvm</type>"
     return f"""
         <domain type='{domain_type}'>
           <name>bootlock-canary-{suffix}</name>
           <uuid>{CANARY_PREFIX}{suffix}</uuid>
           <memory unit='MiB'>16</memory>
-          <os>{os_type}{boot}</os>
+          <os>{system}</os>
+          {devices}
         </domain>"""
 
 

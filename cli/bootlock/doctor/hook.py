@@ -25,7 +25,7 @@ def decision_text(patient: Patient) -> Iterator[Finding]:
         "decide.sql",
         f"{path} is {'not current' if path.exists() else 'missing: every start is refused'}",
         "bootlock doctor --fix",
-        lambda: replace(path, decide_sql(), 0o644),
+        lambda: replace(path, decide_sql(), 0o644, draft_in=path.parent),
     )
 
 
@@ -44,7 +44,10 @@ def hook_files(patient: Patient) -> Iterator[Finding]:
                 f"hook {driver}",
                 f"{path} {problem}",
                 "bootlock doctor --fix",
-                lambda path=path: replace(path, wanted, 0o755),  # type: ignore[misc]
+                # Drafted outside of the directory: libvirt runs each executable file in it.
+                lambda path=path: replace(  # type: ignore[misc]
+                    path, wanted, 0o755, draft_in=patient.hooks
+                ),
             )
         else:
             yield ok(f"hook {driver}", f"{path} is in place and current")
@@ -79,11 +82,13 @@ def installed_drivers(patient: Patient) -> list[str]:
     return found or ["qemu"]
 
 
-def replace(path: Path, text: str, mode: int) -> None:
-    """Put a file in place whole: libvirt may run or read it at any moment. Raises OSError."""
+def replace(path: Path, text: str, mode: int, *, draft_in: Path) -> None:
+    """Put a file in place whole: libvirt may run or read it at any moment. Raises OSError.
+
+    ``draft_in``: a directory on the same file system.
+    """
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    # Beside the directory, not in it: libvirt runs every executable file that it finds there.
-    draft = path.parent.parent / f".bootlock-{path.name}.{os.getpid()}"
+    draft = draft_in / f".bootlock-{path.name}.{os.getpid()}"
     try:
         with draft.open("w", encoding="utf-8") as file:
             file.write(text)

@@ -16,7 +16,7 @@ from lockdb.database import open_db
 from lockdb.errors import DatabaseError
 from lockdb.when import iso
 
-#: The daemons that run hooks, as the kernel names their processes.
+#: The daemons that run hooks, by the names of their programs.
 DAEMONS = ("libvirtd", "virtqemud", "virtlxcd", "virtxend")
 
 _PROVE = "run 'bootlock doctor' as root"
@@ -56,16 +56,20 @@ def _armed(patient: Patient, uri: str) -> Finding:
         proof = canary.prove(uri)
     except Unreachable as error:
         return fault("armed", str(error), "see libvirtd's log")
-    recorded = _record(patient, proof)
-    if recorded:
-        return recorded
+    unrecorded = _record(patient, proof)
     if proof.armed:
-        return ok("armed", f"{uri} refused a canary just now")
+        return unrecorded or ok("armed", f"{uri} refused a canary just now")
+    if proof.started:
+        return fault(
+            "armed",
+            f"{uri}: {proof.answer}",
+            "libvirt looks for new hooks only when told: kill -HUP its daemon",
+            lambda: _tell_libvirt(uri, patient.hooks),
+        )
     return fault(
         "armed",
-        f"{uri}: {proof.answer}",
-        "libvirt looks for new hooks only when told: kill -HUP its daemon",
-        lambda: _tell_libvirt(uri),
+        f"{uri}: not proven, the canary failed otherwise: {proof.answer}",
+        "see libvirtd's log; a driver that this host does not use is left out with --connect",
     )
 
 
@@ -76,13 +80,12 @@ def _record(patient: Patient, proof: canary.Proof) -> Finding | None:
                 lock_db, proof.uri, armed=proof.armed, answer=proof.answer, now=patient.now
             )
     except DatabaseError as error:
-        state = "armed, but that" if proof.armed else "not armed, and that"
-        return fault("armed", f"{proof.uri} is {state} can't be recorded: {error}", error.hint)
+        return fault("armed", f"{proof.uri}: the proof can't be recorded: {error}", error.hint)
     return None
 
 
-def _tell_libvirt(uri: str) -> None:
-    for pid in _daemons():
+def _tell_libvirt(uri: str, hooks: Path) -> None:
+    for pid in _daemons(hooks):
         os.kill(pid, signal.SIGHUP)
     # The signal is handled some time after it was sent.
     deadline = time.monotonic() + 10
@@ -90,16 +93,36 @@ def _tell_libvirt(uri: str) -> None:
         time.sleep(0.1)
 
 
-def _daemons() -> list[int]:
-    """libvirt's daemons in this mount namespace: another's look at other hooks."""
-    ours = os.readlink("/proc/self/ns/mnt")
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            name = (process / "comm").read_text("utf-8").strip()
-            if name in DAEMONS and os.readlink(process / "ns/mnt") == ours:
-                found.append(int(process.name))
-        except OSError:
-            # It ended meanwhile.
-            continue
-    return found
+def _daemons(hooks: Path) -> list[int]:
+    """libvirt's daemons that look for hooks in this very directory, not those of a container."""
+    running = {
+        int(process.name): process
+        for process in Path("/proc").glob("[0-9]*")
+        if _sees(process, hooks) and _program(process) in DAEMONS
+    }
+    # A daemon's child on its way to become another program would be ended by the signal.
+    return [pid for pid, process in running.items() if _parent(process) not in running]
+
+
+def _sees(process: Path, hooks: Path) -> bool:
+    try:
+        return (process / f"root{hooks}").samefile(hooks)
+    except OSError:
+        # No such directory there, or the process has ended.
+        return False
+
+
+def _program(process: Path) -> str:
+    try:
+        return Path(os.readlink(process / "exe").removesuffix(" (deleted)")).name
+    except OSError:
+        # A kernel thread, or the process has ended.
+        return ""
+
+
+def _parent(process: Path) -> int:
+    try:
+        status = (process / "status").read_text("utf-8", "replace")
+    except OSError:
+        return 0
+    return int(status.split("PPid:", 1)[1].split(None, 1)[0])
