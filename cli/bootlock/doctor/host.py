@@ -69,7 +69,7 @@ def _selinux(patient: Patient) -> Iterator[Finding]:
 
 
 def _apparmor(patient: Patient) -> Iterator[Finding]:
-    rules = "".join(
+    rules = "\n".join(
         _text(patient.apparmor_profiles / name) or ""
         for name in ("usr.sbin.libvirtd", "local/usr.sbin.libvirtd")
     )
