@@ -1,0 +1,25 @@
+"""Real libvirt hosts for the live tests, with bootlock's hook and an empty database installed."""
+
+from collections.abc import Iterator
+
+import libvirt
+import pytest
+
+from live.guests import remove_all
+from privatehost import PrivateHost
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[PrivateHost]:
+    with PrivateHost() as host:
+        host.install_bootlock()
+        yield host
+
+
+@pytest.fixture
+def qemu(host: PrivateHost) -> Iterator[libvirt.virConnect]:
+    """A connection to the host's QEMU driver. Its guests are removed after the test."""
+    connection = host.connect()
+    yield connection
+    connection.close()
+    remove_all(host)
