@@ -1,0 +1,101 @@
+# What a person types here. `make` alone lists it.
+
+SHELL := /bin/sh
+.SHELLFLAGS := -euc
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Debian's own: libvirt hosts have it, and the program is built for its version.
+PYTHON ?= /usr/bin/python3
+# Where the program goes. The hook and what it reads have fixed places, see packaging/install.
+PREFIX ?= /usr
+DESTDIR ?=
+# uninstall: PURGE=1 removes the database, the settings and the group too.
+PURGE ?=
+# test: what to run, and how, for example: make test TESTS=tests/hook PYTEST_ARGS='-x -k canary'
+TESTS ?= tests
+PYTEST_ARGS ?=
+# bench: --quick, --json, --write (into docs/benchmarks.md), --no-libvirt
+BENCH_ARGS ?=
+
+export PREFIX DESTDIR PURGE
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+BUILD_PACKAGES := gcc libc6-dev libvirt-dev pkg-config python3 python3-dev python3-venv
+CHECK_PACKAGES := bash busybox/busybox-static dash shellcheck
+TEST_PACKAGES := hostname iproute2 libvirt-clients libvirt-daemon-driver-lxc \
+  libvirt-daemon-driver-qemu libvirt-daemon-system mount procps qemu-system-x86 qemu-utils \
+  sqlite3 util-linux
+
+BIN := .venv/bin
+MODULES := $(wildcard lockdb/lockdb cli/bootlock daemon/bootlockd)
+SOURCES := $(shell find $(MODULES) -name '*.py' -o -name '*.sql' -o -name 'py.typed')
+# Everything that starts with a shell's name; the first is what the rules below are about.
+SHELL_SCRIPTS := hooks/50-bootlock $(shell grep -rIlE -m1 '^\#! ?/bin/sh' \
+  --exclude='*.py' --exclude='*.md' packaging benchmarks tests 2>/dev/null)
+BASH_SCRIPTS := .ci/run $(shell grep -rIlE -m1 '^\#! ?(/usr)?/bin/(env )?bash' \
+  --exclude='*.py' --exclude='*.md' packaging benchmarks tests 2>/dev/null)
+
+.PHONY: help
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: deps ## Watch real libvirt refuse a held guest by every route (root; under two minutes)
+	@PYTHONPATH=tests $(BIN)/python -B demo/demo.py
+
+.PHONY: test
+test: deps ## Run all tests, those on real libvirt included (root)
+	@$(BIN)/pytest $(PYTEST_ARGS) $(TESTS)
+
+.PHONY: check
+check: deps ## Format, lint, types, shell scripts, documentation
+	@echo 'ruff'; $(BIN)/ruff check --quiet .; $(BIN)/ruff format --quiet --check .
+	@echo 'mypy'; $(BIN)/mypy --no-error-summary
+	@echo 'shellcheck'; shellcheck --shell=sh $(SHELL_SCRIPTS); \
+	  shellcheck --shell=dash $(SHELL_SCRIPTS); shellcheck --shell=bash $(BASH_SCRIPTS)
+	@for script in $(SHELL_SCRIPTS); do \
+	  for shell in dash bash 'busybox sh'; do $$shell -n $$script; done; done
+	@if [ -e tests/test_docs.py ]; then echo docs; $(BIN)/pytest -q tests/test_docs.py; fi
+
+.PHONY: bench
+bench: deps ## Measure the hook against its limits (root)
+	@PYTHONPATH=tests $(BIN)/python -B -m benchmarks $(BENCH_ARGS)
+
+.PHONY: schema
+schema: .venv/.done ## Write lockdb/lockdb/schema.sql from the migrations
+	@$(BIN)/python -m lockdb.migrations >lockdb/lockdb/schema.sql
+
+.PHONY: deps
+deps: packages .venv/.done ## Install what is missing: Debian packages and .venv (done by the others too)
+
+.PHONY: packages
+packages:
+	@packaging/packages install $(BUILD_PACKAGES) $(CHECK_PACKAGES) $(TEST_PACKAGES)
+
+.venv/.done: pyproject.toml | packages
+	@echo 'making .venv'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+.PHONY: build
+build: build/done ## Build the program for `make install`; needs a compiler and a package index
+
+build/done: pyproject.toml packaging/build-program $(SOURCES)
+	@packaging/packages require $(BUILD_PACKAGES)
+	@PYTHON=$(PYTHON) packaging/build-program
+
+.PHONY: install
+install: build ## Install on this host, or below DESTDIR; PREFIX=/usr (root)
+	@packaging/install
+
+.PHONY: uninstall
+uninstall: ## Remove it; keeps the database, unless PURGE=1 (root)
+	@packaging/uninstall
+
+.PHONY: clean
+clean: ## Remove what was made here
+	@rm -rf build dist .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
