@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -146,16 +148,30 @@ def test_a_database_of_a_newer_bootlock_is_left_alone(cli: Cli) -> None:
         assert "newer bootlock (m9999_from_the_future); upgrade bootlock" in result.err
 
 
+@contextmanager
+def nobody() -> Iterator[None]:
+    """This process as a user without rights. A command of its own could not reach the checkout."""
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setresgid(65534, 65534, 0)
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
+        os.setgroups(groups)
+
+
 def test_one_who_may_not_is_told_so(cli: Cli) -> None:
-    cli.path.parent.chmod(0o700)
-    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    result = _run([*nobody, *_bootlock(cli, "place", UNKNOWN, *WHY)], cwd=cli.path.parent.parent)
-    assert result.returncode == 5
-    assert "may not be read; run as root" in result.stderr
+    cli.ok("list")
+    with nobody():
+        result = cli("place", UNKNOWN, *WHY)
+    assert result.exit == 5
+    assert "may not be read; run as root" in result.err
 
 
 def test_one_who_may_only_read_reads_and_may_not_write(cli: Cli) -> None:
-    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     # Not in tmp_path: pytest keeps others out of it.
     with TemporaryDirectory() as directory:
         open_cli = Cli(Path(directory) / "lock.db", cli.uri, cli.read)
@@ -163,11 +179,11 @@ def test_one_who_may_only_read_reads_and_may_not_write(cli: Cli) -> None:
         hold = open_cli.place(UNKNOWN)
         open_cli.path.chmod(0o644)
         open_cli.path.parent.chmod(0o755)
-        listed = _run([*nobody, *_bootlock(open_cli, "list")])
-        placed = _run([*nobody, *_bootlock(open_cli, "place", UNKNOWN, *WHY)])
-    assert (listed.returncode, hold in listed.stdout) == (0, True), listed
-    assert placed.returncode == 5
-    assert "run as root" in placed.stderr
+        with nobody():
+            listed, placed = open_cli("list"), open_cli("place", UNKNOWN, *WHY)
+    assert (listed.exit, hold in listed.out) == (0, True), listed
+    assert placed.exit == 5
+    assert "run as root" in placed.err
 
 
 def test_libvirt_out_of_reach_matters_for_a_name_and_never_for_a_uuid(
@@ -211,5 +227,5 @@ def _bootlock(cli: Cli, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "bootlock.main", *options, *arguments]
 
 
-def _run(argv: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(argv, capture_output=True, text=True, check=False, cwd=cwd, timeout=60)
+def _run(argv: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
