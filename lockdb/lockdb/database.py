@@ -120,10 +120,10 @@ def create(path: Path, *, now: int, host: str, gid: int | None = None) -> bool:
     ``gid`` owns directory (0750) and file (0640). Raises DatabaseError: an existing file that is
     not a bootlock database is left as it is.
     """
-    if path.exists():
-        _migrate(path, now)
-        return False
     try:
+        if path.exists():
+            _migrate(path, now)
+            return False
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         if gid is not None:
             os.chown(path.parent, -1, gid)

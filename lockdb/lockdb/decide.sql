@@ -40,49 +40,75 @@ WITH
         WHEN substr(ltrim(xml, char(9, 10, 13, 32)), 1, 7) <> '<domain'
           OR substr(rtrim(xml, char(9, 10, 13, 32)), -9) <> '</domain>'
           THEN 'the domain XML is not whole'
-        WHEN instr(xml, '<uuid>') = 0 OR after_uuid <> '</uuid>' OR instr(head, '<!') > 0
+        WHEN instr(xml, '<uuid>') = 0 OR after_uuid <> '</uuid>' OR length(head) - length(replace(head, '<', ''))
+            <> CASE WHEN instr(head, '<name>') BETWEEN 1 AND instr(head, '</name>') THEN 3 ELSE 1 END
           OR length(uuid) <> 36 OR trim(uuid, '0123456789abcdef-') <> '' OR replace(uuid, '-', '') <> substr(uuid, 1, 8)
             || substr(uuid, 10, 4) || substr(uuid, 15, 4) || substr(uuid, 20, 4) || substr(uuid, 25, 12)
           THEN 'the domain XML has no UUID'
       END AS why
     FROM domain
   ),
+  -- White space in an attribute is a blank to whoever parses XML; libvirt writes what it was.
+  line AS (
+    SELECT replace(replace(replace(xml, char(9), ' '), char(10), ' '), char(13), ' ') AS text FROM domain
+  ),
   -- Splitting through JSON is linear in the length of the XML; a recursive substr() is quadratic.
+  -- LIMIT -1, here and below, keeps SQLite from merging the steps, which would repeat each one's work
+  -- wherever its columns are used.
   piece AS (
-    SELECT substr(value, 1, instr(value || '</source>', '</source>') - 1) AS text
-    FROM domain, json_each('[' || replace(json_quote(xml), '<source ', '","') || ']')
+    SELECT key AS number, substr(value, 1, instr(value || '</source>', '</source>') - 1) AS text
+    FROM line, json_each('[' || replace(json_quote(text), '<source ', '","') || ']')
     WHERE key > 0
+    LIMIT -1
   ),
   tag AS (
-    SELECT
-      json_quote(rtrim(substr(text, 1, instr(text || '>', '>') - 1), '/ ')) AS source,
-      json_quote(rtrim(substr(host, 1, instr(host || '>', '>') - 1), '/ ')) AS host
-    FROM (SELECT text, substr(text, instr(text || '<host ', '<host ') + 6) AS host FROM piece)
+    SELECT number, '' AS element, json_quote(substr(text, 1, instr(text || '>', '>') - 1)) AS attributes
+    FROM piece
+    UNION ALL
+    SELECT number, 'host ', json_quote(substr(host, 1, instr(host || '>', '>') - 1))
+    FROM (SELECT number, substr(text, instr(text, '<host ') + 6) AS host FROM piece WHERE instr(text, '<host ') > 0)
+    LIMIT -1
   ),
-  -- "a='1' b='2'" becomes {"a":"1","b":"2"}; what libvirt did not format becomes no JSON.
-  object AS (
-    SELECT
-      '{' || replace(replace(substr(source, 1, length(source) - 2), '=''', '":"'), ''' ', '","') || '"}' AS source,
-      '{' || replace(replace(substr(host, 1, length(host) - 2), '=''', '":"'), ''' ', '","') || '"}' AS host
+  -- a='1' b='2' split at the quotes, which no value contains: each value stands after its name. libvirt
+  -- writes a handful; only the first 16 are looked at, so that hostile metadata costs no quadratic time.
+  split AS (
+    SELECT number, element, '["' || replace(substr(attributes, 2, length(attributes) - 2), '''', '","') || '"]' AS parts
     FROM tag
+    LIMIT -1
+  ),
+  attribute AS (
+    SELECT number, element || ltrim(json_extract(parts, '$[' || (key - 1) || ']')) AS name, value
+    FROM split, json_each(parts)
+    WHERE key % 2 = 1 AND key < 32
+    LIMIT -1
+  ),
+  source AS (
+    SELECT
+      max(CASE name WHEN 'file=' THEN value END) AS file,
+      max(CASE name WHEN 'dev=' THEN value END) AS dev,
+      max(CASE name WHEN 'pool=' THEN value END) AS pool,
+      max(CASE name WHEN 'volume=' THEN value END) AS volume,
+      max(CASE name WHEN 'protocol=' THEN value END) AS protocol,
+      coalesce(max(CASE name WHEN 'name=' THEN value END), '') AS name,
+      coalesce(max(CASE name WHEN 'host socket=' THEN value END),
+        max(CASE name WHEN 'host name=' THEN value END) || ':'
+          || coalesce(max(CASE name WHEN 'host port=' THEN value END), ''), '') AS host
+    FROM attribute
+    GROUP BY number
+    LIMIT -1
   ),
   -- The keys of held_disk, as lockdb.disks writes them.
   disk AS (
     SELECT
       CASE
-        WHEN json_extract(source, '$.file') <> '' THEN 'path:' || json_extract(source, '$.file')
-        WHEN json_extract(source, '$.dev') <> '' THEN 'path:' || json_extract(source, '$.dev')
-        WHEN json_extract(source, '$.volume') <> ''
-          THEN 'volume:' || json_extract(source, '$.pool') || '/' || json_extract(source, '$.volume')
-        WHEN json_extract(source, '$.protocol') IN ('rbd', 'iscsi')
-          THEN 'net:' || json_extract(source, '$.protocol') || ':' || json_extract(source, '$.name')
-        WHEN json_extract(source, '$.protocol') <> ''
-          THEN 'net:' || json_extract(source, '$.protocol') || ':' || coalesce(json_extract(source, '$.name'), '') || '@'
-            || CASE WHEN json_valid(host) THEN coalesce(json_extract(host, '$.socket'),
-              json_extract(host, '$.name') || ':' || coalesce(json_extract(host, '$.port'), ''), '') ELSE '' END
+        WHEN file <> '' THEN 'path:' || file
+        WHEN dev <> '' THEN 'path:' || dev
+        WHEN volume <> '' THEN 'volume:' || pool || '/' || volume
+        WHEN protocol IN ('rbd', 'iscsi') THEN 'net:' || protocol || ':' || name
+        WHEN protocol <> '' THEN 'net:' || protocol || ':' || name || '@' || host
       END AS source
-    FROM object
-    WHERE json_valid(source)
+    FROM source
+    LIMIT -1
   ),
   held AS (
     SELECT (SELECT uuid FROM domain) AS instance

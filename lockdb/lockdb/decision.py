@@ -43,6 +43,9 @@ def decide(lock_db: LockDB, document: str | bytes, operation: str, *, now: int) 
         # As bytes, like the hook's import: what is not UTF-8 must not be an error of Python's.
         db.execute("INSERT INTO temp.document VALUES (CAST(? AS TEXT))", [text])
         (answer,) = db.execute(decide_sql()).fetchone()
+        # Inside a write, this is not the end of the transaction.
+        db.execute("DROP TABLE temp.request")
+        db.execute("DROP TABLE temp.document")
     return _parse(answer)
 
 

@@ -31,7 +31,8 @@ _BLANK = str.maketrans("\t\n\r", "   ")
 def keys_of(domain_xml: str) -> frozenset[str]:
     """The keys of the own writable disks in libvirt's XML of a domain. Raises InvalidValue."""
     try:
-        domain = ET.fromstring(domain_xml)  # noqa: S314 - libvirt wrote it, there is no DTD
+        # Blanks for white space, one for one: the parser would make CR LF a single one.
+        domain = ET.fromstring(domain_xml.translate(_BLANK))  # noqa: S314 - from libvirt, no DTD
     except ET.ParseError as error:
         raise InvalidValue("domain XML", str(error)) from error
     disks = domain.iterfind("./devices/disk")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from sqlite_utils import Database
 
 GENESIS = "0" * 64
+_HEAD = re.compile(r"([1-9]\d*) ([0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,8 @@ def append(db: Database, event: str, at: int, **facts: Any) -> Head:
 def head(db: Database) -> Head:
     """The last entry, as ``meta`` has it."""
     row = db.execute("SELECT value FROM meta WHERE key = 'journal_head'").fetchone()
-    if row is None:
-        return Head(0, GENESIS)
-    seq, _, value = str(row[0]).partition(" ")
-    return Head(int(seq), value)
+    noted = _HEAD.fullmatch(row[0]) if row else None
+    return Head(int(noted[1]), noted[2]) if noted else Head(0, GENESIS)
 
 
 def entries(
@@ -80,21 +80,27 @@ def verify(db: Database, expected: Head | None = None) -> Iterator[Fault | Head]
 
     ``expected`` is a head noted earlier, perhaps on another machine; the chain must contain it.
     """
+    kept = head(db)
+    known = [kept, expected] if expected else [kept]
     last = Head(0, GENESIS)
-    for seq, entry, stored in db.execute("SELECT seq, entry, hash FROM journal ORDER BY seq"):
-        problem = _problem(last, seq, entry, stored)
-        if not problem and expected and seq == expected.seq and stored != expected.hash:
-            problem = f"its hash is not the one noted for it, {expected.hash}"
+    # As bytes: what is not UTF-8 is a broken entry, not an error.
+    query = "SELECT seq, CAST(entry AS BLOB), CAST(hash AS BLOB) FROM journal ORDER BY seq"
+    for seq, entry, stored in db.execute(query):
+        this = Head(seq, stored.decode("ascii", "replace"))
+        problem = _problem(last, this, entry)
+        if not problem and seq > kept.seq:
+            problem = f"the journal's head was {kept.seq}"
+        if not problem and any(seq == noted.seq and this != noted for noted in known):
+            problem = "its hash is not the one that was noted"
         if problem:
             yield Fault(seq, problem)
             return
-        last = Head(seq, stored)
+        last = this
         yield last
-    noted = head(db)
-    if last != noted:
-        yield Fault(last.seq + 1, f"the journal ends at {last.seq}, its head was {noted.seq}")
-    elif expected and expected.seq > last.seq:
-        yield Fault(last.seq + 1, f"the journal ends at {last.seq}, {expected.seq} was noted")
+    for noted in known:
+        if noted.seq > last.seq:
+            yield Fault(last.seq + 1, f"the journal ends at {last.seq}, its head was {noted.seq}")
+            return
 
 
 def outcome(steps: Iterable[Fault | Head]) -> Fault | Head:
@@ -115,18 +121,21 @@ def digest(entry: str) -> str:
     return hashlib.sha256(entry.encode()).hexdigest()
 
 
-def _problem(last: Head, seq: int, entry: object, stored: object) -> str:
-    if seq != last.seq + 1:
-        return f"entries {last.seq + 1} to {seq - 1} are missing"
-    if not isinstance(entry, str) or digest(entry) != stored:
+def _problem(last: Head, this: Head, entry: bytes) -> str:
+    if this.seq < 1:
+        return "it stands before the first entry"
+    if this.seq != last.seq + 1:
+        return f"entries {last.seq + 1} to {this.seq - 1} are missing"
+    if hashlib.sha256(entry).hexdigest() != this.hash:
         return "its text is not what was hashed"
     try:
         fields = json.loads(entry)
-    except ValueError:
+        text = canonical(fields).encode()
+    except (ValueError, RecursionError):
         return "it is not JSON"
-    if not isinstance(fields, dict) or canonical(fields) != entry:
+    if not isinstance(fields, dict) or text != entry:
         return "it is not canonical JSON"
-    if fields.get("seq") != seq:
+    if fields.get("seq") != this.seq:
         return f"it says it is entry {fields.get('seq')}"
     if fields.get("prev") != last.hash:
         return "it does not follow the entry before it"

@@ -12,6 +12,8 @@ Only what SQLite 3.34 reads (RHEL 9): the hook's ``sqlite3`` may be older than P
 
 from __future__ import annotations
 
+import sys
+from contextlib import closing
 from functools import cache
 
 from sqlite_utils import Database, Migrations
@@ -112,4 +114,16 @@ def m0001_holds_permits_journal(db: Database) -> None:
 @cache
 def known_steps() -> frozenset[str]:
     """The names of all steps this version of bootlock knows."""
-    return frozenset(step.name for step in migrations.pending(Database(memory=True)))
+    with closing(Database(memory=True)) as db:
+        return frozenset(step.name for step in migrations.pending(db))
+
+
+def schema() -> str:
+    """The whole schema, as ``schema.sql`` has it."""
+    with closing(Database(memory=True)) as db:
+        migrations.apply(db)
+        return f"-- For reading. 'make schema' writes it from migrations.py.\n{db.schema}\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(schema())

@@ -39,8 +39,12 @@ _FIELDS = {field.name for field in fields(Refusal)}
 def pending(lock_db: LockDB) -> list[Refusal]:
     """What the hook recorded and ``drain`` has not yet moved, oldest first."""
     with lock_db.read() as db:
-        rows = db.query("SELECT * FROM refusal ORDER BY first_at, instance, operation, hold")
-        return [Refusal(**row | {"name": unescape(row["name"], _ENTITIES)}) for row in rows]
+        # As bytes: a name that is not UTF-8 must not keep the others from the journal.
+        rows = db.query(
+            "SELECT instance, operation, hold, CAST(name AS BLOB) AS name, first_at, last_at, count"
+            " FROM refusal ORDER BY first_at, instance, operation, hold"
+        )
+        return [Refusal(**row | {"name": _name(row["name"])}) for row in rows]
 
 
 def of_instance(lock_db: LockDB, instance: str) -> list[Refusal]:
@@ -63,3 +67,7 @@ def drain(lock_db: LockDB, *, now: int) -> int:
         if rows:
             db.execute("DELETE FROM refusal")
     return len(rows)
+
+
+def _name(escaped: bytes) -> str:
+    return unescape(escaped.decode("utf-8", "replace"), _ENTITIES)

@@ -160,7 +160,7 @@ def parse_instance(text: str) -> str:
 
 
 def looks_like_uuid(text: str) -> bool:
-    """Whether ``text`` is meant as a UUID: a well-formed one, or one with a slip of the keyboard."""
+    """Whether ``text`` is meant as a UUID: well-formed, or with a slip of the keyboard."""
     uuid = text.strip().lower()
     return bool(_LIKE_UUID.fullmatch(uuid) or _BARE_UUID.fullmatch(uuid))
 

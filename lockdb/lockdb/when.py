@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from lockdb.errors import InvalidValue
 
 _UNIT = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_DURATION = re.compile(r"(\d{1,9})([smhdw])")
+_DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
 _FORMS = "write a duration (90s, 30m, 36h, 14d, 2w) or a time (2027-01-31T12:00:00Z)"
 # 9999-12-31T23:59:59Z: what datetime can still print.
 _LAST = 253402300799

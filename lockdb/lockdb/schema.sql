@@ -1,0 +1,75 @@
+-- For reading. 'make schema' writes it from migrations.py.
+CREATE TABLE "_sqlite_migrations" (
+   "id" INTEGER PRIMARY KEY,
+   "migration_set" TEXT,
+   "name" TEXT,
+   "applied_at" TEXT
+);
+CREATE UNIQUE INDEX "idx__sqlite_migrations_migration_set_name"
+    ON "_sqlite_migrations" ("migration_set", "name");
+CREATE TABLE meta (
+  key TEXT PRIMARY KEY,
+  value TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE hold (
+  id TEXT PRIMARY KEY,
+  instance TEXT NOT NULL,
+  kind TEXT NOT NULL CHECK (kind IN ('boot_lock', 'state_lock')),
+  source TEXT NOT NULL,
+  reason TEXT NOT NULL CHECK (reason <> ''),
+  notice TEXT NOT NULL CHECK (notice <> ''),
+  "case" TEXT NOT NULL,
+  on_running TEXT NOT NULL,
+  grace INTEGER NOT NULL,
+  isolate INTEGER NOT NULL CHECK (isolate IN (0, 1)),
+  was_running INTEGER CHECK (was_running IN (0, 1)),
+  placed_at INTEGER NOT NULL,
+  placed_by TEXT NOT NULL,
+  until INTEGER,
+  released_at INTEGER,
+  released_by TEXT,
+  release_reason TEXT
+) WITHOUT ROWID;
+CREATE INDEX hold_active ON hold (instance) WHERE released_at IS NULL;
+CREATE INDEX hold_instance ON hold (instance, placed_at);
+CREATE TABLE held_disk (
+  source TEXT NOT NULL,
+  instance TEXT NOT NULL,
+  PRIMARY KEY (source, instance)
+) WITHOUT ROWID;
+CREATE INDEX held_disk_instance ON held_disk (instance);
+CREATE TABLE permit (
+  id TEXT PRIMARY KEY,
+  instance TEXT NOT NULL,
+  operation TEXT NOT NULL CHECK (operation IN ('start', 'migrate')),
+  reason TEXT NOT NULL CHECK (reason <> ''),
+  granted_at INTEGER NOT NULL,
+  granted_by TEXT NOT NULL,
+  until INTEGER NOT NULL,
+  revoked_at INTEGER,
+  revoked_by TEXT
+) WITHOUT ROWID;
+CREATE INDEX permit_instance ON permit (instance);
+CREATE TABLE refusal (
+  instance TEXT NOT NULL,
+  operation TEXT NOT NULL,
+  hold TEXT NOT NULL,
+  name TEXT NOT NULL,
+  first_at INTEGER NOT NULL,
+  last_at INTEGER NOT NULL,
+  count INTEGER NOT NULL,
+  PRIMARY KEY (instance, operation, hold)
+) WITHOUT ROWID;
+CREATE TABLE journal (
+  seq INTEGER PRIMARY KEY,
+  entry TEXT NOT NULL,
+  hash TEXT NOT NULL,
+  at INTEGER AS (json_extract(entry, '$.at')),
+  event TEXT AS (json_extract(entry, '$.event')),
+  instance TEXT AS (json_extract(entry, '$.instance'))
+);
+CREATE INDEX journal_instance ON journal (instance, seq);
+CREATE TRIGGER journal_keeps_rows BEFORE DELETE ON journal
+BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
+CREATE TRIGGER journal_keeps_text BEFORE UPDATE ON journal
+BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
