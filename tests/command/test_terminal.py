@@ -14,14 +14,13 @@ from clirunner import RUNNING, Cli
 
 
 def test_a_terminal_gets_an_aligned_table_no_wider_than_itself(cli: Cli) -> None:
-    hold = cli.place("web", "--notice", "n")
+    hold = cli.place("web")
     cli.ok("release", hold, "--reason", "done")
-    cli.place("web")
     lines = _on_terminal(cli, 60, "list", "--all").splitlines()
     assert lines[0].startswith("HOLD              INSTANCE")
     assert set(lines[1]) <= {"-", " ", "…"}
     assert lines[2].startswith(f"{hold}  {RUNNING}"[:50])
-    assert [len(line) for line in lines] == [60, 60, 60, 60]
+    assert [len(line) for line in lines] == [60, 60, 60]
 
 
 def test_what_a_guest_is_called_cannot_drive_the_terminal(cli: Cli) -> None:

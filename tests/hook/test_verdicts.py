@@ -184,6 +184,25 @@ def test_the_disk_of_a_held_instance_starts_under_no_other_uuid(
     assert ask_both(empty, domain_xml(HELD)) == _refused(hold)
 
 
+@pytest.mark.parametrize(
+    ("key", "source"),
+    [
+        ("path:/images/web=", "<source file='/images/web=' index='1'/>"),
+        ("path:/images/a b", "<source dev='/images/a b'/>"),
+        ("volume:=/=", "<source pool='=' volume='='/>"),
+        ("volume: a/ b", "<source pool=' a' volume=' b'/>"),
+        ("net:rbd:pool/web", "<source protocol='rbd' name='pool/web' tlsHostname='x='/>"),
+        ("net:rbd:pool/web", "<source protocol='rbd' name='pool/web' query=' y=' index='2'/>"),
+    ],
+)
+def test_no_spelling_of_an_attribute_hides_a_held_disk(
+    empty: Hook, lock_db: LockDB, key: str, source: str
+) -> None:
+    hold = holds.place(lock_db, new_hold(), now=NOW)
+    disks.record(lock_db, HELD, [key], now=NOW)
+    assert ask_both(empty, domain_xml(FREE, disks=[_disk(source)])) == _refused(hold)
+
+
 def test_a_state_lock_of_a_running_instance_does_not_refuse_its_disk(
     empty: Hook, lock_db: LockDB
 ) -> None:
