@@ -246,8 +246,8 @@ def starts_all_the_time(host: PrivateHost) -> Iterator[None]:
                 [ -f "$hook" ] && [ -x "$hook" ] || continue
                 [ "${hook##*/}" = 50-bootlock ] || echo "libvirt would run $hook" >>"$3"
                 said=$("$hook" free prepare begin - <"$1" 2>&1) && status=0 || status=$?
-                # 127: removed since we looked, as may happen to libvirt.
-                [ "$status" = 0 ] || [ "$status" = 127 ] || echo "$said" >>"$3"
+                # 126, 127: switched off, removed since we looked, as may happen to libvirt.
+                case $status in 0 | 126 | 127) ;; *) echo "$said" >>"$3" ;; esac
                 echo >>"$3.count"
             done
         done

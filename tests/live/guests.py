@@ -70,11 +70,14 @@ def refused(refusal: Refusal, operation: str = "start") -> Iterator[None]:
 def runs(host: PrivateHost, uuid: str) -> bool:
     """Whether the QEMU guest runs. libvirt's word and the host's processes must agree on it."""
     with closing(host.connect()) as connection:
-        active = {
-            domain.UUIDString() for domain in connection.listAllDomains() if domain.isActive()
-        }
+        active = _active(connection)
     assert (uuid in active) == (qemu_pid(host, uuid) is not None)
     return uuid in active
+
+
+def _active(connection: libvirt.virConnect) -> set[str]:
+    running = libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
+    return {domain.UUIDString() for domain in connection.listAllDomains(running)}
 
 
 def qemu_pid(host: PrivateHost, uuid: str) -> int | None:
@@ -87,9 +90,7 @@ def qemu_pid(host: PrivateHost, uuid: str) -> int | None:
 def container_runs(host: PrivateHost, uuid: str) -> bool:
     """Whether the container runs. libvirt's word and the host's processes must agree on it."""
     with closing(host.connect(host.lxc_uri)) as connection:
-        active = {
-            domain.UUIDString() for domain in connection.listAllDomains() if domain.isActive()
-        }
+        active = _active(connection)
     assert (uuid in active) == (container_pid(host, uuid) is not None)
     return uuid in active
 
@@ -134,7 +135,12 @@ def starts_only_when_not_held(
 def remove_all(host: PrivateHost) -> None:
     with closing(host.connect()) as connection:
         for domain in connection.listAllDomains():
-            remove(domain)
+            try:
+                remove(domain)
+            except libvirt.libvirtError as error:
+                # Transient, and gone since it was listed.
+                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                    raise
 
 
 def remove(domain: libvirt.virDomain) -> None:
