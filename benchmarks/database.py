@@ -7,7 +7,8 @@ sync each one. ANALYZE is not run: nobody runs it on a host either.
 from __future__ import annotations
 
 import sqlite3
-from concurrent.futures import ProcessPoolExecutor
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,11 +59,17 @@ def fill(path: Path, holds: int) -> Filled:
 
     In a process of its own: the memory it takes would make every later fork of this one slow.
     """
-    with ProcessPoolExecutor(max_workers=1) as process:
-        return process.submit(_fill, path, holds).result()
+    subprocess.run(
+        [sys.executable, "-B", "-m", "benchmarks.database", path, str(holds)],
+        cwd=Path(__file__).parents[1],
+        check=True,
+    )
+    with closing(sqlite3.connect(path)) as db:
+        (instance,) = db.execute("SELECT instance FROM hold LIMIT 1").fetchone()
+    return Filled(path, instance, f"/var/lib/nova/instances/{instance}/disk")
 
 
-def _fill(path: Path, holds: int) -> Filled:
+def _fill(path: Path, holds: int) -> None:
     create(path, now=1_700_000_000, host="benchmark")
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for pragma in ("synchronous=OFF", "temp_store=MEMORY", "cache_size=-400000"):
@@ -76,5 +83,7 @@ def _fill(path: Path, holds: int) -> Filled:
             db.execute(statement)
         db.execute("COMMIT")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        (instance,) = db.execute("SELECT uuid FROM instance LIMIT 1").fetchone()
-    return Filled(path, instance, f"/var/lib/nova/instances/{instance}/disk")
+
+
+if __name__ == "__main__":
+    _fill(Path(sys.argv[1]), int(sys.argv[2]))

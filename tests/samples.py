@@ -8,7 +8,7 @@ from typing import Any
 from lockdb import database, holds
 from lockdb.values import Hold, NewHold
 
-HELD = "11111111-2222-4333-8444-555555555555"
+HELD = "11111111-aaaa-4333-8444-bbbbbbbbbbbb"
 OTHER = "22222222-2222-4333-8444-555555555555"
 FREE = "ffffffff-2222-4333-8444-555555555555"
 

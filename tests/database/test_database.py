@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
@@ -76,15 +77,11 @@ def test_creating_it_again_changes_nothing(path: Path) -> None:
 
 def test_of_two_who_create_it_at_once_one_does(tmp_path: Path) -> None:
     path = tmp_path / "lock.db"
-    with get_context("fork").Pool(4) as pool:
-        made = pool.starmap(_create, [(path, number) for number in range(20)], chunksize=1)
+    with ProcessPoolExecutor(4, get_context("fork")) as pool:
+        made = list(pool.map(_create, [path] * 20))
     assert sum(made) == 1
     assert_whole(path)
     assert list(_files(tmp_path)) == ["lock.db"]
-
-
-def _create(path: Path, number: int) -> bool:
-    return database.create(path, now=number, host="test")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +98,7 @@ def test_what_is_no_database_is_refused_and_left_as_it_is(
 ) -> None:
     path = tmp_path / "lock.db"
     path.write_bytes(content)
-    for attempt in (_create_again, database.open_db):
+    for attempt in (_create, database.open_db):
         with pytest.raises(DatabaseCorrupt, match=problem) as failed:
             attempt(path)
         assert str(failed.value).startswith(f"{path}: ")
@@ -109,7 +106,7 @@ def test_what_is_no_database_is_refused_and_left_as_it_is(
     assert _files(tmp_path) == {"lock.db": content}
 
 
-def _create_again(path: Path) -> bool:
+def _create(path: Path) -> bool:
     return database.create(path, now=NOW, host="test")
 
 
@@ -118,7 +115,7 @@ def test_somebody_elses_database_is_refused_and_left_as_it_is(tmp_path: Path) ->
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE hold (id)")
     before = _files(tmp_path)
-    for attempt in (_create_again, database.open_db):
+    for attempt in (_create, database.open_db):
         with pytest.raises(DatabaseCorrupt, match="is not a bootlock database"):
             attempt(path)
     assert _files(tmp_path) == before
@@ -164,9 +161,9 @@ def test_a_missing_table_is_an_error_before_it_is_an_answer(path: Path, table: s
 
 
 def test_damage_inside_is_found_by_the_integrity_check(path: Path) -> None:
-    for _ in range(200):
-        place(path)
     with database.open_db(path) as lock_db:
+        for _ in range(200):
+            holds.place(lock_db, new_hold(), now=NOW)
         database.check_integrity(lock_db)
     content = bytearray(path.read_bytes())
     content[-4096:] = bytes(4096)
@@ -264,10 +261,10 @@ def test_on_a_read_only_file_system_the_file_alone_is_read(path: Path) -> None:
     assert _attempt("read", path, read_only(path.parent)) == "1"
 
 
-@pytest.mark.parametrize("attempt", [_create_again, database.open_db])
+@pytest.mark.parametrize("attempt", [_create, database.open_db])
 def test_a_user_without_rights_is_told_so(path: Path, attempt: Callable[[Path], object]) -> None:
-    with get_context("fork").Pool(1, os.seteuid, (NOBODY,)) as pool:
-        assert pool.apply(_error_of, (attempt, path)) is DatabaseForbidden
+    with ProcessPoolExecutor(1, get_context("fork"), os.seteuid, (NOBODY,)) as pool:
+        assert pool.submit(_error_of, attempt, path).result() is DatabaseForbidden
 
 
 def _error_of(attempt: Callable[[Path], object], path: Path) -> type[DatabaseError] | None:
