@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -56,9 +56,19 @@ class LockDB:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; an open transaction is rolled back."""
+        """Close the connection; an open transaction is rolled back.
+
+        Whoever closes last empties the log into the file, under a lock that makes every hook wait
+        for the disk to sync. Emptied before, without that lock, nothing is left to do then.
+        """
         with translated(self.path):
-            self.db.close()
+            try:
+                # What can't be done now, by a reader or on a full disk, is done by somebody later.
+                with suppress(sqlite3.Error):
+                    self.db.rollback()
+                    self.db.execute("PRAGMA wal_checkpoint")
+            finally:
+                self.db.close()
 
     @contextmanager
     def write(self) -> Iterator[Database]:
@@ -186,13 +196,15 @@ def _fill(draft: Path, now: int, host: str) -> None:
 
 def _migrate(path: Path, now: int) -> None:
     _must_exist(path)
-    with translated(path), closing(_connect(path, "mode=rw", False)) as db:
-        lock_db = LockDB(db, path)
-        with lock_db.write():
-            pending = _pending(lock_db)
-            if pending:
-                migrations.apply(db)
-                journal.append(db, "migrated", now, steps=pending)
+    with (
+        translated(path),
+        LockDB(_connect(path, "mode=rw", False), path) as lock_db,
+        lock_db.write() as db,
+    ):
+        pending = _pending(lock_db)
+        if pending:
+            migrations.apply(db)
+            journal.append(db, "migrated", now, steps=pending)
 
 
 def _check_schema(lock_db: LockDB) -> None:
