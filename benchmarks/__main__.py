@@ -30,7 +30,7 @@ class Scale:
     starts: int
 
 
-_FULL = Scale(holds=1_000_000, rounds=200, starts=100)
+_FULL = Scale(holds=1_000_000, rounds=200, starts=200)
 _QUICK = Scale(holds=1000, rounds=3, starts=2)
 
 

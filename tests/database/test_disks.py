@@ -157,8 +157,6 @@ def test_keys_made_by_name_are_those_of_the_xml(libvirt: Formatter) -> None:
 
 @settings(
     max_examples=150,
-    derandomize=True,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(

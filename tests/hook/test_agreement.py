@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -234,6 +235,7 @@ def _worlds(draw: st.DrawFn) -> World:
     )
 
 
+@pytest.mark.timeout(900)
 def test_the_hook_and_python_agree_on_ten_thousand_starts(tmp_path: Path) -> None:
     hook = Hook.install(tmp_path)
     seen = dict.fromkeys(Verdict, 0)
@@ -246,8 +248,6 @@ def test_the_hook_and_python_agree_on_ten_thousand_starts(tmp_path: Path) -> Non
 
         @settings(
             max_examples=EXAMPLES,
-            derandomize=True,
-            deadline=None,
             phases=[Phase.generate, Phase.shrink],
             suppress_health_check=list(HealthCheck),
         )

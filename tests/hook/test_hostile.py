@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from pwd import getpwuid
 
 import pytest
 
 from hook.both import ask_both
-from hookrunner import Answer, Hook, domain_xml
+from hook.wrappers import instead_of
+from hookrunner import DECIDE, SQLITE3, Answer, Hook, domain_xml
 from lockdb import database, holds, refusals
 from lockdb.decision import Verdict
 from lockdb.refusals import Refusal
@@ -116,10 +119,17 @@ def test_a_reason_never_leaves_the_database(hook: Hook) -> None:
 
 
 def test_settings_of_roots_own_sqlite_shell_are_not_read(hook: Hook, x: Path) -> None:
-    (hook.directory / ".sqliterc").write_text(f".shell touch {x}\n.mode box\n")
-    home = ("/usr/bin/env", f"HOME={hook.directory}")
-    assert hook.run(domain_xml(FREE), wrapper=home).status == 0
-    assert "[hold " in hook.run(domain_xml(HELD), wrapper=home).line
+    (hook.directory / ".sqliterc").write_text(f".shell touch {x}\n")
+    # The checkout may lie in root's home, and be hidden.
+    decide = hook.directory / "decide.sql"
+    decide.write_text(DECIDE.read_text())
+    hook = hook.with_paths(decide=decide)
+    at_home = instead_of(getpwuid(0).pw_dir, hook.directory)
+    subprocess.run([*at_home, SQLITE3, ":memory:", ""], check=True)
+    assert x.exists(), "it would have been read"
+    x.unlink()
+    assert hook.run(domain_xml(FREE), wrapper=at_home).status == 0
+    assert "[hold " in hook.run(domain_xml(HELD), wrapper=at_home).line
     assert not x.exists()
 
 

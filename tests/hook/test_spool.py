@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from hook.faults import execute
 from hook.wrappers import full_disk, read_only
 from hookrunner import Answer, Hook, domain_xml
 from lockdb import database, journal, refusals
@@ -23,12 +24,16 @@ from samples import FREE, HELD, OTHER, place
 
 def test_a_start_that_is_tried_again_and_again_is_one_row(hook: Hook) -> None:
     before = int(time.time())
-    for name in ("old", "old", "new"):
+    assert hook.run(domain_xml(HELD, "old")).status == 1
+    (first,) = _pending(hook)
+    assert before <= first.first_at == first.last_at <= time.time()
+    execute(hook.database, "UPDATE refusal SET first_at = 1, last_at = 1")
+    for name in ("old", "new"):
         assert hook.run(domain_xml(HELD, name)).status == 1
     (refusal,) = _pending(hook)
     assert (refusal.instance, refusal.operation, refusal.name) == (HELD, "start", "new")
-    assert refusal.count == 3
-    assert before <= refusal.first_at <= refusal.last_at <= time.time()
+    assert (refusal.count, refusal.first_at) == (3, 1)
+    assert before <= refusal.last_at <= time.time()
 
 
 def test_each_instance_operation_and_hold_is_counted_by_itself(hook: Hook) -> None:

@@ -52,7 +52,7 @@ def read_only(directory: Path) -> tuple[str, ...]:
     return _in_own_mounts(directory, "mount -o remount,ro .")
 
 
-def instead_of(program: str, script: Path) -> tuple[str, ...]:
-    """``script`` runs where ``program`` is called."""
+def instead_of(path: str, other: Path) -> tuple[str, ...]:
+    """The file or directory ``other`` is found at ``path``."""
     mount = 'mount --bind "$1" "$2"; shift 2; exec "$@"'
-    return ("/usr/bin/unshare", "-m", "/bin/sh", "-euc", mount, "sh", str(script), program)
+    return ("/usr/bin/unshare", "-m", "/bin/sh", "-euc", mount, "sh", str(other), path)
