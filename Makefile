@@ -26,7 +26,7 @@ BUILD_PACKAGES := gcc libc6-dev libvirt-dev pkg-config python3 python3-dev pytho
 CHECK_PACKAGES := bash busybox/busybox-static dash shellcheck
 TEST_PACKAGES := hostname iproute2 libvirt-clients libvirt-daemon-driver-lxc \
   libvirt-daemon-driver-qemu libvirt-daemon-system mount procps qemu-system-x86 qemu-utils \
-  sqlite3 util-linux
+  nftables ipxe-qemu sqlite3 systemd util-linux
 
 BIN := .venv/bin
 MODULES := $(wildcard lockdb/lockdb cli/bootlock daemon/bootlockd)
@@ -39,7 +39,7 @@ BASH_SCRIPTS := .ci/run $(shell grep -rIlE -m1 '^\#! ?(/usr)?/bin/(env )?bash' \
 
 .PHONY: help
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: deps ## Watch real libvirt refuse a held guest by every route (root; under two minutes)
@@ -62,6 +62,11 @@ check: deps ## Format, lint, types, shell scripts, documentation
 .PHONY: bench
 bench: deps ## Measure the hook against its limits (root)
 	@PYTHONPATH=tests $(BIN)/python -B -m benchmarks $(BENCH_ARGS)
+
+.PHONY: bench-daemon
+bench-daemon: deps ## Measure the daemon against its limits (root; five minutes)
+	@PYTHONPATH=tests $(BIN)/python -B -m benchmarks.daemon
+	@PYTHONPATH=tests $(BIN)/python -B -m benchmarks.process_watch
 
 .PHONY: schema
 schema: .venv/.done ## Write lockdb/lockdb/schema.sql from the migrations

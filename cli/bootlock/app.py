@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from bootlock import hypervisor
+from bootlock.daemon import control_socket
+from bootlockd import hypervisor
 from lockdb import holds
 from lockdb.database import LockDB, open_db
 from lockdb.errors import LockDBError
@@ -23,6 +24,8 @@ class App:
 
     database: Path
     uris: Sequence[str]
+    #: Where the daemon listens.
+    control: Path
 
     def read(self) -> AbstractContextManager[LockDB]:
         """The database, for looking. Raises DatabaseError."""
@@ -71,7 +74,7 @@ def complete_hold(
 def _app_of(context: click.Context) -> App:
     # Completion parses the line without running the group's callback, which would make the App.
     options = context.find_root().params
-    return App(options["database"], options["uris"])
+    return App(options["database"], options["uris"], options["control"] or control_socket())
 
 
 def _active(app: App) -> list[Hold]:

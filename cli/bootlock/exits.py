@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from bootlockd.errors import Unreachable
 from lockdb.errors import AmbiguousPrefix, DatabaseError, InvalidValue, LockDBError, NotFound
 
 
@@ -17,10 +18,6 @@ class Exit(IntEnum):
     NOT_NOW = 4
     DATABASE = 5
     UNREACHABLE = 6
-
-
-class Unreachable(LockDBError):
-    """libvirt did not answer, and the command can't do without it."""
 
 
 _BY_ERROR: list[tuple[type[LockDBError], Exit]] = [

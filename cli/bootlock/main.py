@@ -12,9 +12,10 @@ import click
 from bootlock import __version__
 from bootlock.app import App
 from bootlock.commands import check, doctor, init, journal, permit, place, release, status, view
+from bootlock.daemon import control_socket
 from bootlock.exits import Exit, exit_of
-from bootlock.hypervisor import DEFAULT_URIS
 from bootlock.output import printable
+from bootlockd.hypervisor import DEFAULT_URIS
 from lockdb.database import DEFAULT_PATH
 from lockdb.errors import LockDBError
 
@@ -67,9 +68,17 @@ class _Group(click.Group):
     help="libvirt to ask for names, disks and states; may be given more than once. "
     f"Default: {', '.join(DEFAULT_URIS)}, as far as they answer.",
 )
+@click.option(
+    "--control",
+    type=click.Path(path_type=Path, dir_okay=False, readable=False),
+    envvar="BOOTLOCK_CONTROL",
+    help="The daemon's socket, if not the one in its settings.",
+)
 @click.version_option(__version__, message="bootlock %(version)s")
 @click.pass_context
-def cli(context: click.Context, database: Path, uris: tuple[str, ...]) -> None:
+def cli(
+    context: click.Context, database: Path, uris: tuple[str, ...], control: Path | None
+) -> None:
     """Keep instances from starting on this libvirt host.
 
     A held instance is refused by libvirt itself, whoever asks and however: the hook looks into the
@@ -82,7 +91,7 @@ def cli(context: click.Context, database: Path, uris: tuple[str, ...]) -> None:
       bootlock list
       bootlock release 3f9c --reason "paid"
     """
-    context.obj = App(database, uris)
+    context.obj = App(database, uris, control or control_socket())
 
 
 for command in (

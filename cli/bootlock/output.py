@@ -22,10 +22,14 @@ _TIMES = {
     "first_at",
     "granted_at",
     "last_at",
+    "looked",
+    "next_try",
     "placed_at",
     "released_at",
     "revoked_at",
+    "proven",
     "since",
+    "started",
     "until",
 }
 

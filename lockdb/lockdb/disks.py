@@ -56,6 +56,15 @@ def of_instance(lock_db: LockDB, instance: str) -> list[str]:
         return [row[0] for row in db.execute(*_of(instance))]
 
 
+def by_instance(lock_db: LockDB) -> dict[str, list[str]]:
+    """All recorded disk keys, by instance."""
+    found: dict[str, list[str]] = {}
+    with lock_db.read() as db:
+        for instance, source in db.execute("SELECT instance, source FROM held_disk ORDER BY 1, 2"):
+            found.setdefault(instance, []).append(source)
+    return found
+
+
 def _of(instance: str) -> tuple[str, list[str]]:
     return "SELECT source FROM held_disk WHERE instance = ? ORDER BY source", [instance]
 

@@ -75,6 +75,12 @@ def history(
     return _select(lock_db, "1", instance=instance, source=source)
 
 
+def exists(lock_db: LockDB, hold_id: str) -> bool:
+    """Whether there is or ever was a hold with exactly this id."""
+    with lock_db.read() as db:
+        return db.execute("SELECT 1 FROM hold WHERE id = ?", [hold_id]).fetchone() is not None
+
+
 def find(lock_db: LockDB, prefix: str) -> Hold:
     """The one hold whose id begins with ``prefix``. Raises NotFound or AmbiguousPrefix."""
     with lock_db.read() as db:

@@ -111,6 +111,30 @@ def m0001_holds_permits_journal(db: Database) -> None:
         db.execute(statement)
 
 
+_ENFORCEMENT = """
+CREATE TABLE enforcement (
+  hold TEXT NOT NULL,
+  fence TEXT NOT NULL,
+  instance TEXT NOT NULL,
+  state TEXT NOT NULL,
+  detail TEXT NOT NULL,
+  since INTEGER NOT NULL,
+  at INTEGER NOT NULL,
+  next_try INTEGER,
+  PRIMARY KEY (hold, fence)
+) WITHOUT ROWID;
+
+CREATE INDEX enforcement_instance ON enforcement (instance)
+"""
+
+
+@migrations()
+def m0002_enforcement(db: Database) -> None:
+    """What the daemon's fences did for each hold on this host."""
+    for statement in _ENFORCEMENT.split(";\n\n"):
+        db.execute(statement)
+
+
 @cache
 def known_steps() -> frozenset[str]:
     """The names of all steps this version of bootlock knows."""

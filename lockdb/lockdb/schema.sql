@@ -73,3 +73,16 @@ CREATE TRIGGER journal_keeps_rows BEFORE DELETE ON journal
 BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
 CREATE TRIGGER journal_keeps_text BEFORE UPDATE ON journal
 BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
+CREATE TABLE enforcement (
+  hold TEXT NOT NULL,
+  fence TEXT NOT NULL,
+  instance TEXT NOT NULL,
+  state TEXT NOT NULL,
+  detail TEXT NOT NULL,
+  since INTEGER NOT NULL,
+  at INTEGER NOT NULL,
+  next_try INTEGER,
+  PRIMARY KEY (hold, fence)
+) WITHOUT ROWID;
+CREATE INDEX enforcement_instance ON enforcement (instance)
+;

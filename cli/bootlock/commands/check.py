@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
-from bootlock import hypervisor, output
+from bootlock import output
 from bootlock.app import App, complete_instance, json_option, pass_app
-from bootlock.exits import Exit, Unreachable
+from bootlock.exits import Exit
+from bootlockd import hypervisor
+from bootlockd.errors import Unreachable
 from lockdb import holds
 from lockdb.database import LockDB
 from lockdb.decision import Verdict, decide, minimal_document
@@ -67,10 +69,11 @@ def check(app: App, instance: str, operation: str, as_json: bool) -> int:
 def _document(app: App, uuid: str) -> str:
     try:
         guest = hypervisor.observe(app.uris, uuid)
+        known = hypervisor.definition_of(guest) if guest else None
     except Unreachable as error:
         output.note(f"the disks of {uuid} were not compared: {error}")
-        guest = None
-    return guest.document if guest else minimal_document(uuid)
+        known = None
+    return known.document if known else minimal_document(uuid)
 
 
 def _reason(lock_db: LockDB, hold_id: str) -> str:

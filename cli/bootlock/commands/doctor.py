@@ -31,7 +31,7 @@ def doctor(app: App, fix: bool, as_json: bool) -> int:
     Example:
       bootlock doctor --fix
     """
-    patient = Patient(app.uris, app.now(), database=app.database)
+    patient = Patient(app.uris, app.now(), database=app.database, control=app.control)
     findings = list(_examine(patient, ALL, fix, show=not as_json))
     faults = [finding for finding in findings if finding.level is Level.FAULT]
     if as_json:

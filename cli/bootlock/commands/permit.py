@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
-from bootlock import output
+from bootlock import daemon, output
 from bootlock.actor import actor
 from bootlock.app import App, complete_instance, json_option, pass_app, reason_option
-from lockdb import permits
+from bootlock.exits import Exit
+from bootlockd.errors import Unreachable
+from lockdb import holds, permits
 from lockdb.errors import InvalidValue
 from lockdb.values import Operation, Permit
 from lockdb.when import iso, parse_until
@@ -32,7 +34,7 @@ def permit(
     revoke: str | None,
     reason: str,
     as_json: bool,
-) -> None:
+) -> int:
     """Let one operation of INSTANCE through for a while.
 
     It goes through whatever holds the instance, is recorded, and ends by itself, after 7 days at
@@ -70,6 +72,24 @@ def permit(
         output.print_json(granted.as_dict())
     else:
         _print(granted)
+    return _made_way(app, granted.instance)
+
+
+def _made_way(app: App, instance: str) -> Exit:
+    """Wait until the daemon let go of what would stop the permitted start, or took it again."""
+    with app.read() as lock_db:
+        held = holds.active(lock_db, now=app.now(), instance=instance)
+        standing = daemon.standing(lock_db, held)
+    try:
+        answer = daemon.settle(app.control, instance, [hold.id for hold in held])
+    except Unreachable as error:
+        if not standing:
+            return Exit.DONE
+        output.note(f"recorded, but no daemon acts on it: {error}; {error.hint}")
+        return Exit.UNREACHABLE
+    for row in answer.failed:
+        output.note(daemon.described(row))
+    return Exit.DONE if answer.ended and not answer.failed else Exit.REFUSED
 
 
 def _print(permit: Permit) -> None:

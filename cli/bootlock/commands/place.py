@@ -6,11 +6,14 @@ from typing import Any
 
 import click
 
-from bootlock import hypervisor, output
+from bootlock import daemon, output
 from bootlock.actor import actor
 from bootlock.app import App, complete_instance, json_option, pass_app, reason_option
-from bootlock.exits import Exit, Unreachable
-from bootlock.hypervisor import Guest
+from bootlock.exits import Exit
+from bootlockd import hypervisor
+from bootlockd.errors import Unreachable
+from bootlockd.hypervisor import Definition
+from bootlockd.values import Guest
 from lockdb import disks, holds
 from lockdb.database import LockDB
 from lockdb.values import GRACE_MAX, Hold, Kind, NewHold, OnRunning
@@ -54,21 +57,26 @@ def place(app: App, /, instance: str, as_json: bool, no_wait: bool, **options: A
     locked may come back after a host reboot, one that was off stays off. Disks that the instance
     owns here are recorded, so that they don't start under another UUID either.
 
+    With a daemon on this host it returns when the instance is as ordered. Exit code 1: that could
+    not be brought about yet; the hold stands, and the daemon goes on.
+
     \b
     Example:
       bootlock place web-7 --reason "court order" --case AZ-17/26 --until 30d
     """
     now = app.now()
     hold, guest = _place(app, _new_hold(app.resolve(instance), options, now), now)
-    late = _not_carried_out(hold, guest)
-    if as_json:
-        output.print_json(hold.as_dict())
-    else:
+    if not as_json:
         _print(hold, guest)
-    if late and not no_wait:
-        output.note(late)
-        return Exit.UNREACHABLE
-    return Exit.DONE
+    answer = _carried_out(app, hold, guest, no_wait)
+    if as_json:
+        rows = [row.as_dict() for row in answer.rows] if answer else None
+        output.print_json(hold.as_dict() | {"enforcement": rows})
+    elif answer:
+        daemon.print_rows(answer.rows)
+    if answer:
+        return _judged(hold, answer)
+    return Exit.DONE if no_wait or not _orders(hold, guest) else Exit.UNREACHABLE
 
 
 def _new_hold(uuid: str, options: dict[str, Any], now: int) -> NewHold:
@@ -93,34 +101,62 @@ def _place(app: App, new: NewHold, now: int) -> tuple[Hold, Guest | None]:
         hold = holds.place(lock_db, new, now=now)
         try:
             guest = hypervisor.observe(app.uris, hold.instance)
+            known = hypervisor.definition_of(guest) if guest else None
         except Unreachable as error:
             output.note(f"the disks of {hold.instance} were not recorded: {error}")
             return hold, None
-        if guest:
-            hold = _record(lock_db, hold, guest, now)
+        if guest and known:
+            hold = _record(lock_db, hold, guest, known, now)
         return hold, guest
 
 
-def _record(lock_db: LockDB, hold: Hold, guest: Guest, now: int) -> Hold:
+def _record(lock_db: LockDB, hold: Hold, guest: Guest, known: Definition, now: int) -> Hold:
     with lock_db.write():
-        disks.record(lock_db, hold.instance, guest.disks, now=now)
-        return holds.set_was_running(lock_db, hold, guest.running, now=now)
+        disks.record(lock_db, hold.instance, known.disks, now=now)
+        return holds.set_was_running(lock_db, hold, guest.is_active, now=now)
 
 
-def _not_carried_out(hold: Hold, guest: Guest | None) -> str:
+def _carried_out(app: App, hold: Hold, guest: Guest | None, no_wait: bool) -> daemon.Answer | None:
+    """What the daemon did; None if it was not waited for, or there is none."""
+    if no_wait:
+        daemon.nudge(app.control)
+        return None
+    try:
+        return daemon.carry_out(app.control, hold)
+    except Unreachable as error:
+        orders = _orders(hold, guest)
+        if orders and guest:
+            output.note(
+                f"{guest.name} still runs: no daemon on this host carries out {orders} ({error}); "
+                f"stop it with 'virsh -c {guest.uri} destroy {hold.instance}'"
+            )
+        return None
+
+
+def _orders(hold: Hold, guest: Guest | None) -> str:
+    """What somebody has to do about an instance that runs."""
     orders = [] if hold.on_running is OnRunning.LEAVE else [hold.on_running.replace("_", "-")]
     orders += ["isolate"] if hold.isolate else []
-    if not orders or not guest or not guest.running:
-        return ""
-    return (
-        f"{guest.name} still runs: no daemon on this host carries out {' and '.join(orders)}; "
-        f"stop it with 'virsh -c {guest.uri} destroy {hold.instance}'"
-    )
+    return " and ".join(orders) if guest and guest.is_active else ""
+
+
+def _judged(hold: Hold, answer: daemon.Answer) -> Exit:
+    if not answer.ended:
+        output.note(
+            "still under way, the daemon goes on with it; "
+            f"'bootlock show {hold.id}' tells how it ends"
+        )
+    elif answer.failed:
+        fences = ", ".join(row.fence for row in answer.failed)
+        output.note(f"not enforced: {fences}; the daemon tries again, see 'bootlock doctor'")
+    else:
+        return Exit.DONE
+    return Exit.REFUSED
 
 
 def _print(hold: Hold, guest: Guest | None) -> None:
     name = f" ({guest.name})" if guest else ""
-    running = guest.running if guest else None
+    running = guest.is_active if guest else None
     output.print_fields(
         {
             "hold": hold.id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from bootlock import output
+from bootlock import daemon, output, starting
 from bootlock.actor import actor
 from bootlock.app import (
     App,
@@ -14,8 +14,11 @@ from bootlock.app import (
     pass_app,
     reason_option,
 )
+from bootlock.exits import Exit
+from bootlockd.errors import Unreachable
 from lockdb import holds
 from lockdb.database import LockDB
+from lockdb.enforcements import State
 from lockdb.errors import NotFound
 from lockdb.values import Hold
 
@@ -29,14 +32,25 @@ from lockdb.values import Hold
     help="With --all: release what holds this instance, by UUID or name.",
 )
 @click.option("--all", "release_all", is_flag=True, help="With --instance: every hold on it.")
+@click.option(
+    "--start", "start_it", is_flag=True, help="Then start it: from its saved RAM, if it has any."
+)
 @json_option
 @pass_app
 def release(
-    app: App, hold: str | None, reason: str, instance: str | None, release_all: bool, as_json: bool
-) -> None:
+    app: App,
+    hold: str | None,
+    reason: str,
+    instance: str | None,
+    release_all: bool,
+    start_it: bool,
+    as_json: bool,
+) -> int:
     """Release HOLD, an id or its unique beginning.
 
-    Releasing one hold never releases another: an instance with two holds stays held.
+    Releasing one hold never releases another: an instance with two holds stays held. What the
+    daemon did for it is undone when this returns; what was stopped stays off unless --start is
+    given.
 
     \b
     Example:
@@ -47,16 +61,38 @@ def release(
         raise click.UsageError("give a HOLD, or --instance together with --all")
     uuid = app.resolve(instance) if instance else None
     now = app.now()
+    # Before anything is released: libvirt may not know it, or not answer.
+    guest = starting.known_guest(app, uuid or _instance_of(app, hold)) if start_it else None
     with app.write() as lock_db, lock_db.write():
         ids = _holds_on(lock_db, uuid) if uuid else [holds.find(lock_db, hold or "").id]
         released = [
             holds.release(lock_db, hold_id, reason=reason, by=actor(), now=now) for hold_id in ids
         ]
         remaining = holds.active(lock_db, now=now, instance=released[0].instance)
+        standing = daemon.standing(lock_db, released)
+    if not as_json:
+        _print(released, remaining)
+    code = Exit.DONE
+    try:
+        answer = daemon.settle(app.control, released[0].instance, [hold.id for hold in released])
+        standing = [row for row in answer.rows if row.state is not State.LIFTED]
+        standing = [row for row in standing if row.state is not State.NOT_HERE]
+        code = Exit.REFUSED if standing else Exit.DONE
+    except Unreachable:
+        code = Exit.UNREACHABLE if standing else Exit.DONE
     if as_json:
         output.print_json([hold.as_dict() for hold in released])
-    else:
-        _print(released, remaining)
+    if standing:
+        left = "; ".join(daemon.described(row) for row in standing)
+        output.note(f"released, but not undone by the daemon yet: {left}")
+    if guest:
+        return starting.start(guest, remaining, standing) or code
+    return code
+
+
+def _instance_of(app: App, hold: str | None) -> str:
+    with app.read() as lock_db:
+        return holds.find(lock_db, hold or "").instance
 
 
 def _holds_on(lock_db: LockDB, uuid: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +15,7 @@ from bootlock.commands.doctor import print_finding
 from bootlock.doctor import QUICK
 from bootlock.doctor.finding import Level, Patient
 from bootlock.exits import Exit
-from lockdb import holds, journal, permits, proofs, refusals
+from lockdb import counts, holds, journal, permits, proofs, refusals
 from lockdb.errors import DatabaseError
 from lockdb.values import Kind
 
@@ -32,7 +33,7 @@ def status(app: App, as_json: bool) -> int:
       bootlock status --json
     """
     now = app.now()
-    patient = Patient(app.uris, now, database=app.database)
+    patient = Patient(app.uris, now, database=app.database, control=app.control)
     findings = [finding for check in QUICK for finding in check(patient)]
     faults = [finding for finding in findings if finding.level is Level.FAULT]
     try:
@@ -50,8 +51,15 @@ def status(app: App, as_json: bool) -> int:
         )
     else:
         output.print_fields(
-            {name.replace("_", " "): value for name, value in facts.items() if name != "armed"}
+            {
+                name.replace("_", " "): value
+                for name, value in facts.items()
+                if name not in {"armed", "enforcement"}
+            }
         )
+        for fence, states in facts.get("enforcement", {}).items():
+            numbers = ", ".join(f"{count} {state}" for state, count in states.items())
+            click.echo(f"fence {fence}: {numbers}".replace("_", " "))
         for finding in findings:
             print_finding(finding)
     return Exit.REFUSED if faults else Exit.DONE
@@ -68,5 +76,13 @@ def _facts(app: App, now: int) -> dict[str, Any]:
             "permits": len(permits.active(lock_db, now=now)),
             "refusals_not_yet_in_the_journal": sum(r.count for r in refusals.pending(lock_db)),
             "journal_head": f"{head.seq}:{head.hash}",
+            "enforcement": _by_fence(counts.enforcements(lock_db)),
             "armed": [asdict(proof) for proof in proofs.stored(lock_db)],
         }
+
+
+def _by_fence(numbers: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
+    fences: dict[str, dict[str, int]] = {}
+    for (fence, state), count in numbers.items():
+        fences.setdefault(fence, {})[state] = count
+    return fences

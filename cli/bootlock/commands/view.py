@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from bootlock import output
+from bootlock import daemon, output
 from bootlock.app import App, complete_hold, complete_instance, json_option, pass_app
-from lockdb import disks, holds, permits, refusals
+from lockdb import disks, enforcements, holds, permits, refusals
 from lockdb.database import LockDB
 from lockdb.errors import NotFound
 from lockdb.values import Hold, looks_like_uuid
@@ -55,7 +55,7 @@ def list_holds(
 def show(app: App, what: str, as_json: bool) -> None:
     """Show a hold, or all that is known of an instance.
 
-    That is its holds, permits, disks and refusals.
+    That is its holds, what was done for each on this host, permits, disks and refusals.
 
     \b
     Example:
@@ -72,7 +72,16 @@ def show(app: App, what: str, as_json: bool) -> None:
     if not known["holds"] and not known["permits"]:
         raise NotFound(f"nothing is known of {uuid}", "it was never held on this host")
     if as_json:
-        known["holds"] = [_with_state(hold, now) for hold in known["holds"]]
+        known["holds"] = [
+            _with_state(hold, now)
+            | {
+                "enforcement": [
+                    row.as_dict() for row in known["enforcement"] if row.hold == hold.id
+                ]
+            }
+            for hold in known["holds"]
+        ]
+        del known["enforcement"]
         known["permits"] = [permit.as_dict() for permit in known["permits"]]
         known["refusals"] = [asdict(refusal) for refusal in known["refusals"]]
         output.print_json(known)
@@ -116,6 +125,7 @@ def _everything(lock_db: LockDB, uuid: str, now: int) -> dict[str, Any]:
     return {
         "instance": uuid,
         "holds": holds.history(lock_db, instance=uuid),
+        "enforcement": enforcements.of_instance(lock_db, uuid),
         "permits": permits.active(lock_db, now=now, instance=uuid),
         "disks": disks.of_instance(lock_db, uuid),
         "refusals": refusals.of_instance(lock_db, uuid),
@@ -134,6 +144,10 @@ def _print(known: dict[str, Any], now: int) -> None:
         order = ["hold", "instance", "kind", "state", "source", "reason", "notice", "case"]
         order += [name for name in fields if name not in {*order, "id"}]
         output.print_fields({name.replace("_", " "): fields[name] for name in order})
+        for row in known["enforcement"]:
+            if row.hold == hold.id:
+                line = f"{daemon.described(row)} (last seen so {output.moment(row.at)})"
+                click.echo(output.printable(line))
         click.echo()
     for permit in known["permits"]:
         click.echo(

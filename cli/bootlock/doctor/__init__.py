@@ -6,6 +6,7 @@ findings; it never raises for what it is there to find.
 
 from __future__ import annotations
 
+from bootlock.doctor.daemon import daemon, enforced
 from bootlock.doctor.finding import Finding, Level, Patient
 from bootlock.doctor.hook import decision_text, foreign_hooks, hook_files
 from bootlock.doctor.host import break_glass, confinement, sqlite3_shell
@@ -13,7 +14,16 @@ from bootlock.doctor.proof import armed, last_proofs
 from bootlock.doctor.store import database, integrity, journal
 
 #: What can be told at a glance; ``status`` runs these.
-QUICK = (sqlite3_shell, database, decision_text, hook_files, break_glass, last_proofs)
+QUICK = (
+    sqlite3_shell,
+    database,
+    decision_text,
+    hook_files,
+    break_glass,
+    daemon,
+    enforced,
+    last_proofs,
+)
 
 #: In an order in which each builds on those before it; ``doctor`` runs these.
 ALL = (
@@ -26,6 +36,8 @@ ALL = (
     foreign_hooks,
     confinement,
     break_glass,
+    daemon,
+    enforced,
     armed,
 )
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from bootlockd.config import Config
 from lockdb.database import DEFAULT_PATH
 
 Fix = Callable[[], None]
@@ -54,6 +55,13 @@ class Patient:
     hooks: Path = Path("/etc/libvirt/hooks")
     share: Path = Path("/usr/share/bootlock")
     break_glass: Path = Path("/run/bootlock/break-glass")
+    control: Path = Config().daemon.control_socket
+    #: Where a package or an admin puts the daemon's unit.
+    units: Sequence[Path] = tuple(
+        Path(place, "systemd/system/bootlockd.service") for place in ("/usr/lib", "/lib", "/etc")
+    )
+    #: There where systemd runs: elsewhere a unit starts nothing.
+    systemd: Path = Path("/run/systemd/system")
     sqlite3: Path = Path("/usr/bin/sqlite3")
     libraries: Path = Path("/usr")
     selinux: Path = Path("/sys/fs/selinux")

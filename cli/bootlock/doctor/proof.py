@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bootlock import canary, hypervisor
 from bootlock.doctor.finding import Finding, Patient, fault, ok
-from bootlock.exits import Unreachable
+from bootlockd import canary, hypervisor
+from bootlockd.errors import Unreachable
 from lockdb import proofs
 from lockdb.database import open_db
 from lockdb.errors import DatabaseError

@@ -14,7 +14,7 @@ from typing import Any
 
 import libvirt
 
-from bootlock import hypervisor
+from bootlockd import hypervisor
 from lockdb.values import CANARY_PREFIX
 
 #: Seconds; the first start after a boot makes libvirt probe QEMU.

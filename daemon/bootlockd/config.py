@@ -1,0 +1,210 @@
+"""``/etc/bootlock/bootlock.toml``: every setting, its default, and errors that name the key.
+
+Every setting has a default, and a missing file is a file without settings. What is unknown is an
+error: a setting that was misspelt must not be off in silence.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar, get_origin, get_type_hints
+
+from bootlockd.errors import ConfigError
+from bootlockd.hypervisor import DEFAULT_URIS
+from lockdb.database import DEFAULT_PATH
+
+DEFAULT_CONFIG = Path("/etc/bootlock/bootlock.toml")
+
+#: Every number is of seconds or of things; more than a year of either is a slip.
+MOST = 366 * 86400
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """``[daemon]``"""
+
+    #: Seconds between two looks at everything; events are acted on at once, whatever this says.
+    interval: int = 60
+    #: Seconds between two canaries.
+    canary_interval: int = 300
+    #: Seconds after which an instance whose job has not ended is reported as stuck.
+    patience: int = 30
+    #: How many instances are worked on at once; stuck ones don't count.
+    workers: int = 16
+    control_socket: Path = Path("/run/bootlock/control.sock")
+
+
+@dataclass(frozen=True)
+class Database:
+    """``[database]``"""
+
+    path: Path = DEFAULT_PATH
+
+
+@dataclass(frozen=True)
+class Libvirt:
+    """``[libvirt]``"""
+
+    uris: tuple[str, ...] = DEFAULT_URIS
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """``[metrics]``"""
+
+    #: A loopback address and port; empty: no metrics.
+    listen: str = "127.0.0.1:9644"
+
+    def __post_init__(self) -> None:
+        if self.listen:
+            parse_listen(self.listen)
+
+
+@dataclass(frozen=True)
+class Custody:
+    """``[custody]``"""
+
+    #: Beside libvirt's own directories, under the same mount as /var/lib/libvirt/qemu/save; and
+    #: not in /var/lib/libvirt/qemu, which QEMU's user may own.
+    directory: Path = Path("/var/lib/libvirt/bootlock-custody")
+
+
+@dataclass(frozen=True)
+class ImageLock:
+    """``[image_lock]``"""
+
+    #: Off for hosts whose imaging or backup opens the disks of held instances with QEMU's tools.
+    enabled: bool = True
+
+
+class WatchAction(StrEnum):
+    """What happens to a QEMU that was started past libvirt with something held."""
+
+    KILL = "kill"
+    REPORT = "report"
+    OFF = "off"
+
+
+@dataclass(frozen=True)
+class ProcessWatch:
+    """``[process_watch]``"""
+
+    action: WatchAction = WatchAction.KILL
+    #: Where libvirt keeps the PID files of its guests: what is locked there is libvirt's own.
+    pid_directory: Path = Path("/run/libvirt/qemu")
+
+
+@dataclass(frozen=True)
+class Network:
+    """``[network]``"""
+
+    #: Set an isolated instance's devices down, besides dropping their frames.
+    link_down: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole file."""
+
+    daemon: Daemon = field(default_factory=Daemon)
+    database: Database = field(default_factory=Database)
+    libvirt: Libvirt = field(default_factory=Libvirt)
+    metrics: Metrics = field(default_factory=Metrics)
+    network: Network = field(default_factory=Network)
+    process_watch: ProcessWatch = field(default_factory=ProcessWatch)
+    custody: Custody = field(default_factory=Custody)
+    image_lock: ImageLock = field(default_factory=ImageLock)
+
+
+def parse_listen(listen: str) -> tuple[str, int]:
+    """Address and port of ``127.0.0.1:9644`` or ``[::1]:9644``. Raises ValueError."""
+    host, _, port = listen.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        number = int(port)
+    except ValueError:
+        raise ValueError("listen: must be an address and a port, as 127.0.0.1:9644") from None
+    if not address.is_loopback:
+        raise ValueError("listen: must be a loopback address: holds are nobody else's business")
+    if not 0 < number < 2**16:
+        raise ValueError("listen: must end in a port, 1 to 65535")
+    return str(address), number
+
+
+def load(path: Path) -> Config:
+    """The settings in the file at ``path``. Raises ConfigError."""
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return Config()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}", "make it readable for root, in UTF-8") from error
+    try:
+        table = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        # Not TOML; or a number, or a nesting, that is longer than Python reads.
+        raise ConfigError(f"{path}: {error}", "see bootlock.toml in the documentation") from error
+    return _section(Config, table, f"{path}: ")
+
+
+def _section(kind: type[T], table: Mapping[str, Any], where: str) -> T:
+    assert is_dataclass(kind)
+    types = get_type_hints(kind)
+    known = [setting.name for setting in fields(kind)]
+    for key in table:
+        if key not in known:
+            shown = key if key.isprintable() else repr(key)
+            raise ConfigError(f"{where}{shown}: no such setting", f"known: {', '.join(known)}")
+    values = {key: _value(types[key], value, where + key) for key, value in table.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        # What a section itself has against a value; it begins with the key.
+        raise ConfigError(f"{where}{error}") from error
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    if is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: must be a table", "write it as [name]")
+        return _section(kind, value, f"{where}.")  # type: ignore[arg-type]
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        if value not in list(kind):
+            raise ConfigError(f"{where}: must be one of {', '.join(kind)}")
+        return kind(value)
+    if kind is Path and isinstance(value, str) and value.startswith("/") and value.isprintable():
+        return Path(value)
+    if kind is int and type(value) is int and 0 < value <= MOST:
+        return value
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, str):
+        return value
+    if get_origin(kind) is tuple and _is_list_of_text(value):
+        return tuple(value)
+    raise ConfigError(f"{where}: must be {_describe(kind)}, not {value!r}")
+
+
+def _is_list_of_text(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, str) and item and item.isprintable() for item in value)
+    )
+
+
+def _describe(kind: Any) -> str:
+    words = {
+        Path: "an absolute path",
+        int: f"a whole number from 1 to {MOST}",
+        bool: "true or false",
+        str: "text",
+    }
+    return words.get(kind, "a list of texts")

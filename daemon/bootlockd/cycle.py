@@ -1,0 +1,350 @@
+"""The cycle: the one thread that decides what is looked at and when. It never blocks on libvirt.
+
+Everything reaches it as a message in one queue: wakes from the feeders, jobs that are done,
+requests from the control socket. It alone keeps state: the holds last read, which jobs are under
+way, when to come back. Losing that state loses nothing; the next full look makes it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+
+from bootlockd import hypervisor
+from bootlockd.config import Config
+from bootlockd.errors import BootlockdError
+from bootlockd.fences.base import Fence
+from bootlockd.values import Case, Guest, Wake
+from bootlockd.worker import Done, Job, Worker
+from lockdb import disks, enforcements, holds, permits, refusals
+from lockdb.database import LockDB, open_db
+from lockdb.enforcements import Enforcement, State
+from lockdb.errors import DatabaseError
+from lockdb.values import Hold
+
+log = logging.getLogger(__name__)
+
+#: Seconds that the cycle may take to answer: it never blocks, so this is a defect's bound.
+ANSWER_LIMIT = 10.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End the cycle."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All guests that libvirt shows, or why it shows none."""
+
+    guests: Mapping[str, Guest]
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question from another thread, answered by calling ``answer`` in the cycle's thread."""
+
+    answer: Callable[[Cycle], None]
+
+
+Message = Wake | Done | Listing | Request | Stop
+
+
+@dataclass
+class Health:
+    """What the cycle knows of itself, for status, metrics and the watchdog."""
+
+    started: int
+    looked: int = 0
+    database_error: str = ""
+    libvirt_error: str = ""
+    vanished: tuple[str, ...] = ()
+    stuck: tuple[str, ...] = ()
+
+
+@dataclass
+class Cycle:
+    """``run`` until a ``Stop`` arrives in ``inbox``."""
+
+    config: Config
+    fences: Sequence[Fence]
+    #: Called after each turn with the cycle: the watchdog, the metrics.
+    after_turn: Callable[[Cycle], None] = lambda _cycle: None
+    inbox: SimpleQueue[Message] = field(default_factory=SimpleQueue)
+    #: Seconds after which it turns even if nothing happens, for who watches that it does.
+    longest_wait: float = 3600.0
+
+    def __post_init__(self) -> None:
+        self.health = Health(started=int(time.time()))
+        #: By hold id: every hold read and not seen to end since.
+        self.holds: dict[str, Hold] = {}
+        #: Instances with rows that are not lifted.
+        self._standing: set[str] = set()
+        self._worker = Worker(self.config.database.path, self.config.libvirt.uris, self.fences)
+        self._under_way: dict[str, float] = {}
+        self._waiting: OrderedDict[str, None] = OrderedDict()
+        self._again: set[str] = set()
+        self._due: dict[str, float] = {}
+        self._listing_since: float | None = None
+        self._notes = threading.Thread()
+        self._next_look = 0.0
+
+    def wake(self, wake: Wake) -> None:
+        """From any thread: look at an instance, or at everything."""
+        self.inbox.put(wake)
+
+    def run(self) -> None:
+        """Turn until stopped."""
+        for fence in self.fences:
+            fence.start(self.wake)
+        try:
+            while self._turn():
+                self.after_turn(self)
+        finally:
+            for fence in self.fences:
+                fence.stop()
+
+    def ask(self, question: Callable[[Cycle], T]) -> T:
+        """From any other thread: the answer, given in the cycle's own. Raises OSError if none."""
+        answers: SimpleQueue[T] = SimpleQueue()
+        self.inbox.put(Request(lambda cycle: answers.put(question(cycle))))
+        try:
+            return answers.get(timeout=ANSWER_LIMIT)
+        except Empty:
+            raise OSError("the cycle does not turn") from None
+
+    @property
+    def is_idle(self) -> bool:
+        """No job is under way or waits for its turn."""
+        return not self._under_way and not self._waiting and self._listing_since is None
+
+    def is_treated(self, instance: str) -> bool:
+        """No job for this instance is under way, waits, or must run again."""
+        return instance not in self._under_way and instance not in self._waiting
+
+    def _turn(self) -> bool:
+        for message in self._messages():
+            if isinstance(message, Stop):
+                return False
+            self._take(message)
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + self.config.daemon.interval
+            self._look_at_everything()
+        for instance in [name for name, due in self._due.items() if due <= now]:
+            del self._due[instance]
+            self._treat(instance)
+        self._dispatch()
+        return True
+
+    def _messages(self) -> list[Message]:
+        """All that has arrived; waits for the first until something is due."""
+        now = time.monotonic()
+        due = [self.longest_wait, self._next_look - now]
+        due += [moment - now for moment in self._due.values()]
+        if self._under_way:
+            due.append(1.0)
+        found: list[Message] = []
+        try:
+            found.append(self.inbox.get(timeout=max(0.0, min(due))))
+            while True:
+                found.append(self.inbox.get_nowait())
+        except Empty:
+            return found
+
+    def _take(self, message: Message) -> None:
+        if isinstance(message, Wake):
+            log.debug("woken: %s instance=%s", message.reason, message.instance)
+            if message.instance is None:
+                self._next_look = 0.0
+            elif message.instance in self._held() or message.instance in self._standing:
+                self._treat(message.instance)
+        elif isinstance(message, Done):
+            self._done(message)
+        elif isinstance(message, Listing):
+            self._listed(message)
+        elif isinstance(message, Request):
+            message.answer(self)
+
+    # -- looking ------------------------------------------------------------------------------
+
+    def read_holds(self) -> None:
+        """Take what the database says now. What is gone from it without a trace still holds."""
+        now = int(time.time())
+        try:
+            # Only read: another writer may hold the file for long, and this thread never waits.
+            with open_db(self.config.database.path, read_only=True) as lock_db, lock_db.read():
+                self._read(lock_db, now)
+            self.health.database_error = ""
+        except DatabaseError as error:
+            if not self.health.database_error:
+                log.error("the holds last read stay in force: %s; %s", error, error.hint)
+            self.health.database_error = str(error)
+
+    def _read(self, lock_db: LockDB, now: int) -> None:
+        current = {hold.id: hold for hold in holds.active(lock_db, now=now)}
+        gone = [hold for hold in self.holds.values() if hold.id not in current]
+        vanished = [hold for hold in gone if not holds.exists(lock_db, hold.id)]
+        for hold in vanished:
+            if hold.id not in self.health.vanished:
+                log.error("hold=%s instance=%s vanished, still enforced", hold.id, hold.instance)
+        self.health.vanished = tuple(hold.id for hold in vanished)
+        # At once, and each by itself: a list of all guests may hang with one of them.
+        for hold_id in current.keys() ^ self.holds.keys():
+            if hold_id not in self.health.vanished:
+                self._treat_later((current.get(hold_id) or self.holds[hold_id]).instance)
+        self.holds = current | {hold.id: hold for hold in vanished}
+        self._standing = set(enforcements.standing(lock_db))
+
+    def _look_at_everything(self) -> None:
+        self.read_holds()
+        if self._listing_since is not None:
+            return
+        self._listing_since = time.monotonic()
+        threading.Thread(target=self._list, name="list", daemon=True).start()
+
+    def _list(self) -> None:
+        found: dict[str, Guest] = {}
+        failures = []
+        for uri in self.config.libvirt.uris:
+            try:
+                found |= hypervisor.guests(uri)
+            except BootlockdError as error:
+                failures.append(str(error))
+        all_failed = len(failures) == len(self.config.libvirt.uris)
+        self.inbox.put(Listing(found, failures[0] if all_failed else ""))
+
+    def _listed(self, listing: Listing) -> None:
+        self._listing_since = None
+        self.health.looked = int(time.time())
+        if listing.error and not self.health.libvirt_error:
+            log.error("libvirt shows no guests: %s", listing.error)
+        self.health.libvirt_error = listing.error
+        if listing.error:
+            # One hung guest hangs the list. Each instance is looked at by itself.
+            for instance in self._held() | self._standing:
+                self._treat_later(instance)
+            return
+        cases = self._cases(listing.guests)
+        for fence in self.fences:
+            fence.follow(cases)
+        absent = []
+        for case in cases:
+            reached = any(fence.wanted(case) and fence.reaches(case) for fence in self.fences)
+            if reached or case.instance in self._standing:
+                self._treat(case.instance)
+            else:
+                absent.append(case)
+        if not self._notes.is_alive():
+            self._notes = threading.Thread(target=self._note, args=[absent], daemon=True)
+            self._notes.start()
+
+    def _cases(self, guests: Mapping[str, Guest]) -> list[Case]:
+        by_instance: dict[str, list[Hold]] = {name: [] for name in self._standing}
+        for hold in self.holds.values():
+            by_instance.setdefault(hold.instance, []).append(hold)
+        now = int(time.time())
+        try:
+            with open_db(self.config.database.path, read_only=True) as lock_db, lock_db.read():
+                allowed = permits.active(lock_db, now=now)
+                owned = disks.by_instance(lock_db)
+        except DatabaseError:
+            # No permit is better than one that was revoked.
+            allowed, owned = [], {}
+        return [
+            Case(
+                instance=instance,
+                now=now,
+                holds=found,
+                permits=[permit for permit in allowed if permit.instance == instance],
+                guest=guests.get(instance),
+                disks=owned.get(instance, ()),
+            )
+            for instance, found in by_instance.items()
+        ]
+
+    def _note(self, absent: Sequence[Case]) -> None:
+        """Write down what nothing waits for: the hook's refusals, and holds of instances elsewhere.
+
+        In a thread of its own, see ``read_holds``.
+        """
+        rows = [
+            Enforcement(hold.id, fence.name, case.instance, State.NOT_HERE, "", case.now, case.now)
+            for case in absent
+            for hold in case.holds
+            for fence in self.fences
+            if fence.asks(hold)
+        ]
+        try:
+            with open_db(self.config.database.path) as lock_db:
+                refusals.drain(lock_db, now=int(time.time()))
+                enforcements.record_new(lock_db, rows)
+        except DatabaseError as error:
+            log.error("refusals and absent instances are not recorded: %s", error)
+
+    # -- acting -------------------------------------------------------------------------------
+
+    def _held(self) -> set[str]:
+        return {hold.instance for hold in self.holds.values()}
+
+    def treat(self, instance: str) -> None:
+        """Have a job run for this instance that begins after now."""
+        self._treat(instance)
+
+    def _treat(self, instance: str) -> None:
+        if instance in self._under_way:
+            self._again.add(instance)
+        else:
+            self._waiting[instance] = None
+            # Something is known of it, while most held instances may be on other hosts.
+            self._waiting.move_to_end(instance, last=False)
+
+    def _treat_later(self, instance: str) -> None:
+        """As ``_treat``, behind all that wait: there may be a thousand of them."""
+        if instance in self._under_way:
+            self._again.add(instance)
+        else:
+            self._waiting.setdefault(instance)
+
+    def _dispatch(self) -> None:
+        now = time.monotonic()
+        patience = self.config.daemon.patience
+        stuck = {name for name, since in self._under_way.items() if now - since > patience}
+        for instance in stuck - set(self.health.stuck):
+            log.error(
+                "instance=%s does not answer, its job is under way since %d s", instance, patience
+            )
+        self.health.stuck = tuple(sorted(stuck))
+        while self._waiting and len(self._under_way) - len(stuck) < self.config.daemon.workers:
+            instance = next(iter(self._waiting))
+            del self._waiting[instance]
+            self._under_way[instance] = now
+            known = [hold for hold in self.holds.values() if hold.instance == instance]
+            job = Job(instance, known)
+            threading.Thread(target=self._work, args=[job], name=instance, daemon=True).start()
+
+    def _work(self, job: Job) -> None:
+        self.inbox.put(self._worker.run(job))
+
+    def _done(self, done: Done) -> None:
+        del self._under_way[done.instance]
+        for row in done.changed:
+            facts = (row.instance, row.hold, row.fence, row.state, row.detail)
+            log.info("instance=%s hold=%s fence=%s state=%s %s", *facts)
+            if row.state not in {State.LIFTED, State.NOT_HERE}:
+                self._standing.add(done.instance)
+        if done.next_try is not None:
+            # From here on by the clock that nobody sets.
+            self._due[done.instance] = time.monotonic() + max(0, done.next_try - time.time())
+        if done.instance in self._again:
+            self._again.discard(done.instance)
+            self._treat(done.instance)

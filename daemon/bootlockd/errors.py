@@ -1,0 +1,32 @@
+"""What the daemon's parts raise. All carry one line, and a next step.
+
+BootlockdError
+├── ConfigError     a setting that can't be used: names file and key
+├── Unreachable     libvirt did not answer
+├── NotStarted      libvirt did not start a guest
+└── FenceError      a fence could not do what a hold orders
+"""
+
+from __future__ import annotations
+
+from lockdb.errors import LockDBError
+
+
+class BootlockdError(LockDBError):
+    """A failure with a next step, as lockdb's."""
+
+
+class ConfigError(BootlockdError):
+    """``path: key: problem``."""
+
+
+class Unreachable(BootlockdError):
+    """libvirt did not answer, or not in time."""
+
+
+class NotStarted(BootlockdError):
+    """libvirt's own words, and where to look."""
+
+
+class FenceError(BootlockdError):
+    """Why it could not be done, on what, and what to do."""

@@ -1,0 +1,290 @@
+"""Everything that is asked of libvirt by name or UUID, by the daemon and by the CLI.
+
+libvirt's calls have no time limit of their own, and a connection serves five of them at once: a
+hung guest would stand in the way of all others. So each question opens a connection of its own (a
+few milliseconds), and ``bounded`` gives up waiting. Nothing here changes a guest, except ``start``;
+fences do.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import libvirt
+
+from bootlockd.errors import NotStarted, Unreachable
+from bootlockd.values import Guest, Power
+from lockdb import disks
+from lockdb.errors import InvalidValue, NotFound
+from lockdb.values import looks_like_uuid, parse_instance
+
+DEFAULT_URIS = ("qemu:///system", "lxc:///system", "xen:///system")
+
+#: Seconds that all questions of one command may take together.
+TIME_LIMIT = 10.0
+
+#: Seconds that a start may take: it may read much RAM.
+START_LIMIT = 600.0
+
+T = TypeVar("T")
+
+_POWER = {
+    libvirt.VIR_DOMAIN_PAUSED: Power.PAUSED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: Power.ASLEEP,
+}
+
+libvirt.registerErrorHandler(lambda _context, _error: None, None)
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A domain's XML as it would start, which the hook would see, and its own writable disks."""
+
+    document: str
+    #: Keys, see lockdb.disks, with the other names that libvirt and the file system have for them.
+    disks: frozenset[str]
+
+
+def resolve(uris: Sequence[str], instance: str) -> str:
+    """The UUID that INSTANCE means; libvirt is asked only for a name.
+
+    Raises InvalidValue, NotFound or Unreachable.
+    """
+    if looks_like_uuid(instance):
+        return parse_instance(instance)
+    if not instance.strip() or "\0" in instance:
+        raise InvalidValue("instance", "must be a UUID or a domain name")
+    found = {guest.uuid for guest in _ask(uris, lambda c: _by_name(c, instance))}
+    if not found:
+        raise NotFound(
+            f"no domain {instance[:80]!r} is known to libvirt here",
+            "'virsh list --all' shows the names; any instance can be given by its UUID",
+        )
+    if len(found) > 1:
+        raise InvalidValue("instance", f"{instance[:80]!r} is more than one domain: give the UUID")
+    return parse_instance(found.pop())
+
+
+def observe(uris: Sequence[str], uuid: str, seconds: float = TIME_LIMIT) -> Guest | None:
+    """The guest with this UUID, or None if no libvirt here knows it. Raises Unreachable."""
+    guests = _ask(uris, lambda c: _by_uuid(c, uuid), seconds)
+    # More than one driver can't run it at once; the one that does tells more.
+    return max(guests, key=lambda guest: guest.is_active, default=None)
+
+
+def guests(uri: str, seconds: float = TIME_LIMIT) -> dict[str, Guest]:
+    """All domains by UUID. Hangs, up to the limit, with any one guest. Raises Unreachable."""
+
+    def ask() -> dict[str, Guest]:
+        with connection(uri) as opened:
+            listed = [_guest_or_none(opened, domain) for domain in opened.listAllDomains()]
+        return {guest.uuid: guest for guest in listed if guest}
+
+    return bounded(ask, seconds)
+
+
+def definition_of(guest: Guest, seconds: float = TIME_LIMIT) -> Definition | None:
+    """The definition of a guest; None if it is gone meanwhile. Raises Unreachable."""
+
+    def ask() -> Definition | None:
+        with connection(guest.uri) as opened:
+            domain = look_up(opened, guest.uuid)
+            return _definition(opened, domain) if domain else None
+
+    return bounded(ask, seconds)
+
+
+def document_of(guest: Guest, *, inactive: bool, seconds: float = TIME_LIMIT) -> str | None:
+    """A guest's XML as it runs, or as it would start; None if it is gone. Raises Unreachable."""
+    flags = libvirt.VIR_DOMAIN_XML_INACTIVE if inactive else 0
+
+    def ask() -> str | None:
+        with connection(guest.uri) as opened:
+            domain = look_up(opened, guest.uuid)
+            return str(domain.XMLDesc(flags)) if domain else None
+
+    return bounded(ask, seconds)
+
+
+def start(guest: Guest, seconds: float = START_LIMIT) -> None:
+    """Start a guest, from its managed save if it has one. Raises NotStarted or Unreachable."""
+
+    def ask() -> None:
+        with connection(guest.uri, read_only=False) as opened:
+            try:
+                domain = look_up(opened, guest.uuid)
+                if domain is None:
+                    raise NotStarted(f"{guest.uuid} is not defined any more", "see 'virsh list'")
+                domain.create()
+            except libvirt.libvirtError as error:
+                raise NotStarted(one_line(error), "see 'bootlock check'") from error
+
+    bounded(ask, seconds)
+
+
+def names(uris: Sequence[str]) -> list[str]:
+    """The names of all domains. Raises Unreachable."""
+    return sorted(_ask(uris, lambda c: [domain.name() for domain in c.listAllDomains()]))
+
+
+def reachable(uris: Sequence[str]) -> list[str]:
+    """Those of ``uris`` that answer. Raises Unreachable with the first's error if none does."""
+    answers, failure = bounded(lambda: _each(uris, lambda _: [None]))
+    if not answers and failure:
+        raise failure
+    return [uri for uri, _ in answers]
+
+
+def bounded(question: Callable[[], T], seconds: float = TIME_LIMIT) -> T:
+    """The answer to a question that might hang. Raises Unreachable after ``seconds``."""
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            result.append(question())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failure:
+        raise failure[0]
+    if not result:
+        raise Unreachable(f"libvirt did not answer within {seconds:g} s", "see 'bootlock doctor'")
+    return result[0]
+
+
+@contextmanager
+def connection(uri: str, *, read_only: bool = True) -> Iterator[Any]:
+    """An open libvirt connection; what libvirt refuses in it raises Unreachable."""
+    try:
+        with closing(libvirt.openReadOnly(uri) if read_only else libvirt.open(uri)) as opened:
+            yield opened
+    except libvirt.libvirtError as error:
+        raise Unreachable(f"{uri}: {one_line(error)}", "is libvirtd running?") from error
+
+
+def look_up(opened: Any, uuid: str) -> Any | None:
+    """The domain with this UUID on a connection, or None. Raises libvirtError."""
+    return _found(lambda: opened.lookupByUUIDString(uuid))
+
+
+def guest_of(opened: Any, domain: Any) -> Guest:
+    """What libvirt shows of a domain now. Raises libvirtError."""
+    state, _reason = domain.state()
+    active = bool(domain.isActive())
+    return Guest(
+        uri=opened.getURI(),
+        name=domain.name(),
+        uuid=domain.UUIDString(),
+        power=_POWER.get(state, Power.RUNNING) if active else Power.OFF,
+        run=domain.ID() if active else None,
+        persistent=bool(domain.isPersistent()),
+        has_managed_save=_has_managed_save(domain),
+    )
+
+
+def one_line(error: Exception) -> str:
+    """An error of libvirt's, whose text may hold a hook's whole output, as one line."""
+    return " ".join(str(error).split())
+
+
+def _ask(
+    uris: Sequence[str], question: Callable[[Any], list[T]], seconds: float = TIME_LIMIT
+) -> list[T]:
+    answers, failure = bounded(lambda: _each(uris, question), seconds)
+    if not answers and failure:
+        raise failure
+    return [answer for _, found in answers for answer in found]
+
+
+def _each(
+    uris: Sequence[str], question: Callable[[Any], list[T]]
+) -> tuple[list[tuple[str, list[T]]], Unreachable | None]:
+    answers: list[tuple[str, list[T]]] = []
+    failure: Unreachable | None = None
+    for uri in uris:
+        try:
+            with connection(uri) as opened:
+                answers.append((uri, question(opened)))
+        except Unreachable as error:
+            failure = failure or error
+    return answers, failure
+
+
+def _by_name(opened: Any, name: str) -> list[Guest]:
+    domain = _found(lambda: opened.lookupByName(name))
+    return [guest_of(opened, domain)] if domain else []
+
+
+def _by_uuid(opened: Any, uuid: str) -> list[Guest]:
+    domain = look_up(opened, uuid)
+    guest = _guest_or_none(opened, domain) if domain else None
+    return [guest] if guest else []
+
+
+def _guest_or_none(opened: Any, domain: Any) -> Guest | None:
+    # It may be undefined between two questions.
+    return _found(lambda: guest_of(opened, domain))
+
+
+def _found(question: Callable[[], T]) -> T | None:
+    try:
+        return question()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
+
+
+def _has_managed_save(domain: Any) -> bool:
+    try:
+        return bool(domain.hasManagedSaveImage())
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+            return False
+        raise
+
+
+def _definition(opened: Any, domain: Any) -> Definition:
+    stored = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    keys = disks.keys_of(stored) | disks.keys_of(domain.XMLDesc())
+    return Definition(stored, keys | _aliases(opened, keys))
+
+
+def _aliases(opened: Any, keys: frozenset[str]) -> frozenset[str]:
+    """Other names of the same disks: a link's target, a volume's path, a path's volume."""
+    aliases = set()
+    for key in keys:
+        kind, _, name = key.partition(":")
+        if kind == "path":
+            aliases.add(disks.path_key(os.path.realpath(name)))
+            aliases.update(_volume_of(opened, name))
+        elif kind == "volume":
+            aliases.update(_paths_of(opened, *name.split("/", 1)))
+    return frozenset(aliases)
+
+
+def _volume_of(opened: Any, path: str) -> list[str]:
+    try:
+        volume = opened.storageVolLookupByPath(path)
+        return [disks.volume_key(volume.storagePoolLookupByVolume().name(), volume.name())]
+    except libvirt.libvirtError:
+        # In no pool: that is the ordinary case.
+        return []
+
+
+def _paths_of(opened: Any, pool: str, volume: str) -> list[str]:
+    try:
+        path = opened.storagePoolLookupByName(pool).storageVolLookupByName(volume).path()
+    except libvirt.libvirtError:
+        # The pool is gone or inactive: the volume's own key still holds.
+        return []
+    return [disks.path_key(path), disks.path_key(os.path.realpath(path))]

@@ -1,0 +1,93 @@
+"""The daemon's entry point: settings, signals, and putting the parts together."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from bootlockd import __version__
+from bootlockd.config import DEFAULT_CONFIG, Config, load
+from bootlockd.errors import BootlockdError
+from bootlockd.notify import notify
+from bootlockd.service import Service
+
+log = logging.getLogger(__name__)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    help="The settings.",
+)
+@click.option("--check-config", is_flag=True, help="Read the settings, say what is wrong, and end.")
+@click.version_option(__version__, message="bootlockd %(version)s")
+def cli(path: Path, check_config: bool) -> None:
+    """Make the holds on this host true for instances that already run.
+
+    Run by systemd (bootlockd.service). SIGHUP reads the settings again, SIGTERM ends it; what is
+    enforced stays enforced.
+    """
+    # journald adds the time, and reads the level from the prefix (sd-daemon(3)).
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    config = load(path)
+    if check_config:
+        click.echo(f"{path}: no fault")
+        return
+    ending = threading.Event()
+    while not ending.is_set():
+        config = _run(path, config, ending)
+    notify("STOPPING=1")
+
+
+def _run(path: Path, config: Config, ending: threading.Event) -> Config:
+    """Serve until a signal ends it; the settings to go on with, unless ``ending``."""
+    service = Service(config)
+    after = [config]
+
+    def read_again() -> None:
+        try:
+            after.append(load(path))
+        except BootlockdError as error:
+            log.error("the old settings stay in force: %s; %s", error, error.hint)
+            return
+        log.info("settings read again")
+        notify("RELOADING=1")
+        service.stop()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        ending.set()
+        service.stop()
+
+    signal.signal(signal.SIGHUP, lambda *_: service.between_turns(read_again))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    if not ending.is_set():
+        service.run()
+    return after[-1]
+
+
+def main() -> int:
+    """Run until told to end. Returns the exit code: 2 for settings that can't be used."""
+    try:
+        cli.main(prog_name="bootlockd", standalone_mode=False)
+    except click.ClickException as error:
+        click.echo(f"bootlockd: {error.format_message()}", err=True)
+        return 2
+    except BootlockdError as error:
+        click.echo(f"bootlockd: {error}" + (f"; {error.hint}" if error.hint else ""), err=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

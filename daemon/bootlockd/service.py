@@ -1,0 +1,152 @@
+"""One run of the daemon with one configuration: the cycle and everything that feeds it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from bootlockd.armed import Armed
+from bootlockd.breakglass import BreakGlassWatch
+from bootlockd.config import Config
+from bootlockd.control import ControlSocket
+from bootlockd.cycle import Cycle, Request, Stop
+from bootlockd.errors import BootlockdError
+from bootlockd.events import EventFeeder
+from bootlockd.feeder import DatabaseFeeder
+from bootlockd.metrics import MetricsServer
+from bootlockd.notify import notify, watchdog_interval
+from bootlockd.registry import fences
+from bootlockd.values import Wake
+
+log = logging.getLogger(__name__)
+
+#: Seconds that READY waits for libvirt, which may be hung, or wait itself until we are ready.
+LIBVIRT_PATIENCE = 5.0
+
+#: Seconds between turns that nothing asks for.
+NEVER = 3600.0
+
+
+class Feeder(Protocol):
+    """What wakes the cycle, or proves something beside it."""
+
+    def start(self) -> None:
+        """Begin. Returns at once."""
+
+    def stop(self) -> None:
+        """End."""
+
+
+class Service:
+    """``run`` blocks until ``stop``, which may be called from a signal handler."""
+
+    def __init__(self, config: Config) -> None:
+        self._cycle = Cycle(config, fences(config), self._after_turn)
+        self._armed = Armed(config)
+        self._break_glass = BreakGlassWatch(config.database.path)
+        self._events = [
+            EventFeeder(uri, self._cycle.wake, self._armed.connected) for uri in config.libvirt.uris
+        ]
+        self._control = ControlSocket(config.daemon.control_socket, self._cycle, self.status)
+        self._feeders: list[Feeder] = [
+            self._armed,
+            self._break_glass,
+            DatabaseFeeder(config.database.path, self._holds_changed),
+            *self._events,
+        ]
+        self._metrics: MetricsServer | None = None
+        self._metrics_error = ""
+        if config.metrics.listen:
+            self._metrics = MetricsServer(
+                config.metrics.listen, config.database.path, lambda: self._cycle.ask(self.status)
+            )
+        self._began = time.monotonic()
+        self._said = ""
+        self._watchdog = watchdog_interval()
+        self._next_ping = 0.0
+        self._cycle.longest_wait = LIBVIRT_PATIENCE
+
+    def run(self) -> None:
+        """Serve. Raises BootlockdError if it can't begin."""
+        self._control.start()
+        try:
+            for feeder in self._feeders:
+                feeder.start()
+            self._start_metrics()
+            self._cycle.run()
+        finally:
+            for feeder in self._feeders:
+                feeder.stop()
+            if self._metrics:
+                self._metrics.stop()
+            self._control.stop()
+
+    def stop(self) -> None:
+        """End ``run``. What is enforced stays enforced."""
+        self._cycle.inbox.put(Stop())
+
+    def between_turns(self, action: Callable[[], None]) -> None:
+        """From a signal handler: call ``action`` in the thread that runs, when it may be slow."""
+        self._cycle.inbox.put(Request(lambda _cycle: action()))
+
+    def status(self, cycle: Cycle) -> dict[str, Any]:
+        """Health as plain JSON types."""
+        return asdict(cycle.health) | {
+            "database": str(cycle.config.database.path),
+            "holds": len(cycle.holds),
+            "libvirt": {feeder.uri: feeder.connected for feeder in self._events},
+            "armed": self._armed.standing(),
+            "break_glass": self._break_glass.present,
+            "metrics_error": self._metrics_error,
+        }
+
+    def _start_metrics(self) -> None:
+        try:
+            if self._metrics:
+                self._metrics.start()
+        except BootlockdError as error:
+            # Holds come first: without numbers they are enforced all the same.
+            log.error("no metrics: %s; %s", error, error.hint)
+            self._metrics_error = str(error)
+            self._metrics = None
+
+    def _holds_changed(self, instances: Sequence[str]) -> None:
+        self._cycle.inbox.put(Request(lambda cycle: cycle.read_holds()))
+        for instance in instances:
+            self._cycle.wake(Wake("hold or permit changed", instance))
+
+    def _after_turn(self, cycle: Cycle) -> None:
+        now = time.monotonic()
+        try:
+            if cycle.health.looked or now > self._began + LIBVIRT_PATIENCE:
+                self._announce(cycle)
+            # Only from a cycle that turns: a stuck one is to be restarted.
+            if self._watchdog and now >= self._next_ping:
+                self._next_ping = now + self._watchdog / 3
+                notify("WATCHDOG=1")
+        except OSError as error:
+            log.error("systemd does not listen: %s", error)
+
+    def _announce(self, cycle: Cycle) -> None:
+        summary = _summary(cycle)
+        if not self._said:
+            # Only now is what was held before enforced again, or under way.
+            notify("READY=1", f"STATUS={summary}")
+            log.info("ready: %s", summary)
+            cycle.longest_wait = self._watchdog / 3 if self._watchdog else NEVER
+        elif summary != self._said:
+            notify(f"STATUS={summary}")
+        self._said = summary
+
+
+def _summary(cycle: Cycle) -> str:
+    health = cycle.health
+    faults = [health.database_error, health.libvirt_error]
+    faults += [f"{len(health.stuck)} instances do not answer"] if health.stuck else []
+    faults += [f"{len(health.vanished)} holds vanished"] if health.vanished else []
+    faults += [] if health.looked else ["libvirt does not answer"]
+    words = [f"enforcing {len(cycle.holds)} holds", *filter(None, faults)]
+    return "; ".join(" ".join(word.split()) for word in words)

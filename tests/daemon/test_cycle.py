@@ -1,0 +1,251 @@
+"""The cycle and its workers, with fences that hang, fail and break."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from bootlockd import hypervisor
+from bootlockd.cycle import Cycle
+from bootlockd.errors import Unreachable
+from bootlockd.values import Guest, Wake
+from bootlockd.worker import RETRY, Job, Worker
+from daemon.fakes import FakeFence, guest, place, release, settings, turning, uuid
+from lockdb import database, enforcements, permits
+from lockdb.enforcements import Enforcement, State
+from lockdb.values import Operation
+from privatehost import wait_until
+
+
+@pytest.fixture(autouse=True)
+def libvirt(monkeypatch: pytest.MonkeyPatch) -> dict[str, Exception]:
+    """Knows every instance; what is put into it is raised for that instance, or for ``list``."""
+    errors: dict[str, Exception] = {}
+
+    def observe(_uris: object, instance: str, _seconds: float = 0) -> Guest:
+        if instance in errors:
+            raise errors[instance]
+        return guest(instance)
+
+    def guests(_uri: str, _seconds: float = 0) -> dict[str, Guest]:
+        if "list" in errors:
+            raise errors["list"]
+        return {uuid(number): guest(uuid(number)) for number in range(300)}
+
+    monkeypatch.setattr(hypervisor, "observe", observe)
+    monkeypatch.setattr(hypervisor, "guests", guests)
+    monkeypatch.setattr(hypervisor, "definition_of", lambda *_: None)
+    return errors
+
+
+def rows(path: Path, instance: str) -> list[Enforcement]:
+    with database.open_db(path, read_only=True) as lock_db:
+        return enforcements.of_instance(lock_db, instance)
+
+
+def states(path: Path, instance: str) -> list[State]:
+    return [row.state for row in rows(path, instance)]
+
+
+def read(cycle: Cycle) -> None:
+    cycle.ask(lambda inside: inside.read_holds())
+
+
+def test_a_hold_goes_up_is_verified_and_comes_down(lock_db: Path) -> None:
+    fence, instance = FakeFence(), uuid(1)
+    hold = place(lock_db, instance)
+    with turning(settings(lock_db), [fence]) as cycle:
+        wait_until(lambda: states(lock_db, instance) == [State.ENFORCED], "it is up")
+        cycle.wake(Wake("event", instance))
+        wait_until(lambda: ("verify", instance) in fence.calls, "it is verified")
+        release(lock_db, hold)
+        read(cycle)
+        wait_until(lambda: states(lock_db, instance) == [State.LIFTED], "it is down")
+    assert not fence.up
+
+
+def test_what_is_no_longer_true_is_made_true_again(lock_db: Path) -> None:
+    fence, instance = FakeFence(), uuid(1)
+    place(lock_db, instance)
+    with turning(settings(lock_db), [fence]) as cycle:
+        wait_until(lambda: states(lock_db, instance) == [State.ENFORCED], "it is up")
+        fence.up.clear()
+        cycle.wake(Wake("event", instance))
+        wait_until(lambda: instance in fence.up, "it is up again")
+
+
+def test_one_that_hangs_is_stuck_and_delays_no_other(lock_db: Path) -> None:
+    fence, hung = FakeFence(), [uuid(number) for number in range(20)]
+    fence.acts = dict.fromkeys(hung, "hang")
+    for instance in hung:
+        place(lock_db, instance)
+    with turning(settings(lock_db, workers=4), [fence]) as cycle:
+        wait_until(lambda: len(cycle.health.stuck) == len(hung), "all of them are stuck")
+        place(lock_db, uuid(99))
+        read(cycle)
+        wait_until(lambda: states(lock_db, uuid(99)) == [State.ENFORCED], "another one is done")
+        fence.let_go.set()
+        wait_until(lambda: not cycle.health.stuck, "they are let go")
+        wait_until(lambda: set(hung) <= fence.up, "and done")
+    assert not fence.twice
+
+
+@pytest.mark.parametrize("how", ["fail", "raise"])
+def test_a_fence_that_fails_keeps_no_other_from_its_work_and_is_tried_again(
+    lock_db: Path, how: str
+) -> None:
+    bad, good, instance = FakeFence("bad"), FakeFence("good"), uuid(1)
+    bad.acts[instance] = how
+    place(lock_db, instance)
+    with turning(settings(lock_db), [bad, good]):
+        wait_until(
+            lambda: states(lock_db, instance) == [State.FAILED, State.ENFORCED], "both are told"
+        )
+    failed = rows(lock_db, instance)[0]
+    assert (
+        failed.detail
+        == {
+            "fail": "it does not work; try again",
+            "raise": "ZeroDivisionError: a defect",
+        }[how]
+    )
+    assert failed.next_try == failed.at + RETRY
+
+
+def test_a_lift_that_fails_is_not_called_lifted(lock_db: Path) -> None:
+    fence, instance = FakeFence(), uuid(1)
+    hold = place(lock_db, instance)
+    with turning(settings(lock_db), [fence]) as cycle:
+        wait_until(lambda: states(lock_db, instance) == [State.ENFORCED], "it is up")
+        fence.acts[instance] = "fail"
+        release(lock_db, hold)
+        read(cycle)
+        wait_until(lambda: states(lock_db, instance) == [State.FAILED], "it is told")
+        del fence.acts[instance]
+        cycle.wake(Wake("retry", instance))
+        wait_until(lambda: states(lock_db, instance) == [State.LIFTED], "it is down")
+
+
+def test_200_holds_at_once_are_all_done_by_few_workers(lock_db: Path) -> None:
+    fence = FakeFence()
+    wanted = {uuid(number) for number in range(200)}
+    with turning(settings(lock_db, workers=8), [fence]) as cycle:
+        wait_until(lambda: cycle.health.looked, "the first look")
+        for instance in wanted:
+            place(lock_db, instance)
+        read(cycle)
+        wait_until(lambda: fence.up == wanted and cycle.ask(lambda c: c.is_idle), "all are up")
+    assert fence.most_at_once <= 8
+    assert all(states(lock_db, instance) == [State.ENFORCED] for instance in wanted)
+
+
+@pytest.mark.parametrize("harm", ["deleted", "corrupt", "empty"])
+def test_holds_stay_when_the_database_is_lost(lock_db: Path, harm: str) -> None:
+    fence, instance = FakeFence(), uuid(1)
+    place(lock_db, instance)
+    with turning(settings(lock_db), [fence]) as cycle:
+        wait_until(lambda: states(lock_db, instance) == [State.ENFORCED], "it is up")
+        wait_until(lambda: cycle.ask(lambda c: c.is_idle), "nothing is under way")
+        kept = {file: file.read_bytes() for file in lock_db.parent.iterdir()}
+        for file in kept:
+            file.unlink()
+        if harm != "deleted":
+            lock_db.write_bytes(b"no database" * 1000 if harm == "corrupt" else b"")
+        read(cycle)
+        assert cycle.health.database_error
+        fence.up.clear()
+        cycle.wake(Wake("event", instance))
+        wait_until(lambda: instance in fence.up, "it is enforced from memory")
+        for file, content in kept.items():
+            file.write_bytes(content)
+        read(cycle)
+        assert not cycle.health.database_error
+
+
+def test_a_hold_that_vanishes_is_enforced_and_told(lock_db: Path) -> None:
+    fence, instance = FakeFence(), uuid(1)
+    hold = place(lock_db, instance)
+    with turning(settings(lock_db), [fence]) as cycle:
+        wait_until(lambda: instance in fence.up, "it is up")
+        with closing(sqlite3.connect(lock_db)) as other, other:
+            other.execute("DELETE FROM hold")
+        read(cycle)
+        assert cycle.health.vanished == (hold.id,)
+        fence.up.clear()
+        cycle.wake(Wake("event", instance))
+        wait_until(lambda: instance in fence.up, "it is up again")
+
+
+def test_a_locked_database_delays_the_record_and_not_the_fence(lock_db: Path) -> None:
+    fence, instance = FakeFence(), uuid(1)
+    place(lock_db, instance)
+    with turning(settings(lock_db), [fence]) as cycle:
+        wait_until(lambda: states(lock_db, instance) == [State.ENFORCED], "it is up")
+        fence.up.clear()
+        with closing(sqlite3.connect(lock_db, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            cycle.wake(Wake("event", instance))
+            wait_until(lambda: instance in fence.up, "it is up again")
+            other.execute("ROLLBACK")
+
+
+def test_without_a_list_each_instance_is_looked_at_by_itself(
+    lock_db: Path, libvirt: dict[str, Exception]
+) -> None:
+    fence = FakeFence()
+    libvirt["list"] = libvirt[uuid(1)] = Unreachable("it hangs", "")
+    for number in (1, 2):
+        place(lock_db, uuid(number))
+    with turning(settings(lock_db), [fence]) as cycle:
+        wait_until(lambda: states(lock_db, uuid(2)) == [State.ENFORCED], "the other one is done")
+        assert cycle.health.libvirt_error == "it hangs"
+        assert uuid(1) not in fence.up
+
+
+def test_what_is_not_on_this_host_is_told_once_and_not_worked_on(lock_db: Path) -> None:
+    fence, elsewhere = FakeFence(), uuid(999)
+    place(lock_db, elsewhere)
+    config = settings(lock_db)
+    with turning(config, [fence]) as cycle:
+        wait_until(lambda: cycle.health.looked, "the first look")
+        wait_until(lambda: states(lock_db, elsewhere) != [], "it is told")
+
+
+def test_a_permit_takes_it_down_until_it_ends(lock_db: Path) -> None:
+    fence, instance = FakeFence(), uuid(1)
+    place(lock_db, instance)
+    with turning(settings(lock_db), [fence]) as cycle:
+        wait_until(lambda: states(lock_db, instance) == [State.ENFORCED], "it is up")
+        now = int(time.time())
+        with database.open_db(lock_db) as opened:
+            permits.grant(
+                opened, instance, Operation.START, until=now + 2, reason="r", by="t", now=now
+            )
+        cycle.wake(Wake("permit", instance))
+        wait_until(lambda: states(lock_db, instance) == [State.LIFTED], "it is down")
+        wait_until(lambda: states(lock_db, instance) == [State.ENFORCED], "and up at its end")
+
+
+def test_a_worker_survives_what_nobody_foresaw(
+    lock_db: Path, libvirt: dict[str, Exception]
+) -> None:
+    libvirt[uuid(1)] = KeyError("a defect")
+    done = Worker(lock_db, ["test:///"], [FakeFence()]).run(Job(uuid(1), ()))
+    assert "a defect" in done.error
+    assert done.next_try
+
+
+def test_two_workers_never_do_the_same_instance_at_once(lock_db: Path) -> None:
+    """Settings that are read again begin a new cycle while the old one's jobs go on."""
+    fence, instance = FakeFence(), uuid(1)
+    fence.acts[instance] = "hang"
+    place(lock_db, instance)
+    with turning(settings(lock_db), [fence]), turning(settings(lock_db), [fence]) as second:
+        wait_until(lambda: second.health.stuck, "the second one waits")
+        fence.let_go.set()
+        wait_until(lambda: states(lock_db, instance) == [State.ENFORCED], "it is up")
+    assert not fence.twice
