@@ -26,7 +26,9 @@ EXPECTED = {
     "-rwxr-xr-x root:root /etc/libvirt/hooks/qemu.d/50-bootlock",
     "drwxr-xr-x root:root /run/bootlock",
     "-rwxr-xr-x root:root /usr/bin/bootlock",
+    "-rwxr-xr-x root:root /usr/bin/bootlockd",
     "drwxr-xr-x root:root /usr/lib/bootlock",
+    "-rw-r--r-- root:root /usr/lib/systemd/system/bootlockd.service",
     "-rw-r--r-- root:root /usr/lib/sysusers.d/bootlock.conf",
     "-rw-r--r-- root:root /usr/lib/tmpfiles.d/bootlock.conf",
     "-rw-r--r-- root:root /usr/share/bash-completion/completions/bootlock",
@@ -38,6 +40,7 @@ EXPECTED = {
     "-rw-r--r-- root:root /usr/share/doc/bootlock/CHANGELOG.md",
     "-rw-r--r-- root:root /usr/share/doc/bootlock/LICENSE",
     "-rw-r--r-- root:root /usr/share/doc/bootlock/README.md",
+    "-rw-r--r-- root:root /usr/share/doc/bootlock/bootlock.toml",
     "-rw-r--r-- root:root /usr/share/fish/vendor_completions.d/bootlock.fish",
     "-rw-r--r-- root:root /usr/share/zsh/vendor-completions/_bootlock",
 }
