@@ -75,6 +75,8 @@ def test_a_restarted_libvirtd_is_connected_to_proven_and_watched_again(
     with Daemon(host) as daemon:
         guest.place("--on-running", "pause")
         (first,) = daemon.status()["armed"]
+        # Proofs are told apart by their second.
+        wait_until(lambda: time.time() >= first["at"] + 1, "the first proof's second is over")
         host.stop_libvirtd()
         wait_until(lambda: not daemon.status()["libvirt"]["qemu:///system"], "it is missed")
         host.start_libvirtd()
