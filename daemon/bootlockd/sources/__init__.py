@@ -1,1 +1,1 @@
-"""Where holds are decided that this host keeps: files, Nova, the fleet's registry. One file each."""
+"""Where holds are decided that this host keeps: files, Nova, a registry. One file each."""
