@@ -16,6 +16,8 @@ PURGE ?=
 # test: what to run, and how, for example: make test TESTS=tests/hook PYTEST_ARGS='-x -k canary'
 TESTS ?= tests
 PYTEST_ARGS ?=
+# test: how many at once, each file by one of them; 0: all in one process, as a debugger needs it
+WORKERS ?= 2
 # bench: --quick, --json, --write (into docs/benchmarks.md), --no-libvirt
 BENCH_ARGS ?=
 
@@ -47,7 +49,7 @@ demo: deps ## Watch real libvirt refuse a held guest by every route (root; under
 
 .PHONY: test
 test: deps ## Run all tests, those on real libvirt included (root)
-	@$(BIN)/pytest $(PYTEST_ARGS) $(TESTS)
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS) $(TESTS)
 
 .PHONY: check
 check: deps ## Format, lint, types, shell scripts, documentation
