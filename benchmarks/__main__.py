@@ -81,7 +81,7 @@ def _measure(scale: Scale, *, with_libvirt: bool) -> list[Group]:
         if with_libvirt:
             _say("starting guests")
             with start_cases(directory, scripts.many.path, scale.holds) as cases:
-                groups.append(measure("A guest's start", cases, scale.starts))
+                groups.append(measure("A start: `virsh start`", cases, scale.starts))
         return groups
 
 

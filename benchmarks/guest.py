@@ -1,8 +1,15 @@
-"""Domain XML as libvirt hands it to a hook: its formatting, the size of an ordinary instance's."""
+"""An ordinary instance: its XML as libvirt hands it to a hook, and one that really starts."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 FREE_INSTANCE = "6f1c9d0e-3b5a-4c77-9d21-0a8e5f4b7c13"
+#: What the instance has its interface on.
+BRIDGE = "br-int"
+
+_INSTANCES = "/var/lib/nova/instances"
 
 _DISK = """\
     <disk type='file' device='disk'>
@@ -15,7 +22,7 @@ _DISK = """\
       </backingStore>
       <target dev='vd{letter}' bus='virtio'/>
       <alias name='virtio-disk{index}'/>
-      <address type='pci' domain='0x0000' bus='0x00' slot='0x0{index}' function='0x0'/>
+      <address type='pci' domain='0x0000' bus='0x00' slot='0x0{slot}' function='0x0'/>
     </disk>
 """
 
@@ -110,10 +117,27 @@ def document(
     paths = [first_disk or f"/var/lib/nova/instances/{instance}/disk"]
     paths.append(f"/var/lib/nova/instances/{instance}/disk.eph0")
     disks = "".join(
-        _DISK.format(path=path, index=at, backing=at + 2, letter="ab"[at - 1])
+        _DISK.format(path=path, index=at, backing=at + 2, slot=at + 4, letter="ab"[at - 1])
         for at, path in enumerate(paths, start=1)
     )
     note = "\n    <site:note xmlns:site='urn:site'>nothing of interest to a hook</site:note>"
     return _DOMAIN.format(
         instance=instance, disks=disks, padding=note * (padding // len(note))
     ).encode()
+
+
+def startable(name: str, instances: Path) -> str:
+    """XML of the same instance, without KVM, its files below ``instances``; see ``files``."""
+    text = document().decode().replace(_INSTANCES, str(instances))
+    text = text.replace("<domain type='kvm' id='17'>", "<domain type='qemu'>")
+    text = re.sub(r"<name>.*?</name>", f"<name>{name}</name>", text, count=1)
+    # What only the host it ran on has: its processor, and the socket that libvirt chose.
+    text = re.sub(r" *<cpu .*?</cpu>\n", "", text, flags=re.DOTALL)
+    return re.sub(r" *<source mode='bind'[^>]*>\n", "", text)
+
+
+def files(instances: Path) -> dict[Path, Path | None]:
+    """The images that a startable instance needs, each with its backing file, those first."""
+    base = instances / "_base" / "4f0a6c1d2e3b4958a7c6d5e4f3021b0c9d8e7f6a"
+    own = instances / FREE_INSTANCE
+    return {base: None, own / "disk": base, own / "disk.eph0": base}

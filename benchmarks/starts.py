@@ -1,8 +1,8 @@
 """`virsh start` of a real guest by a real libvirtd: with the hook, without it, with an empty one.
 
-One private host and one guest, so that nothing differs but the script in qemu.d/, which libvirt
-looks for anew at each call. The guest is the smallest there is, emulated and without a disk: any
-other takes longer to start, and a hook is a smaller part of that.
+One private host, so that nothing differs but the script in qemu.d/, which libvirt looks for anew at
+each call. Two guests, both emulated: an ordinary instance, with two disks and an interface; and
+the least there can be, of whose start a hook is the biggest part.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from hookrunner import DECIDE, HOOK
 from lockdb.values import CANARY_PREFIX
 from privatehost import PrivateHost, domain_xml
 
-_FREE = "free"
+_ORDINARY = "ordinary"
+_LEAST = "least"
 _CANARY = "canary"
 
 
@@ -34,18 +35,26 @@ def start_cases(directory: Path, database: Path, holds: int) -> Iterator[Sequenc
         starts = _Starts(host, directory)
         starts.prepare(database)
         yield (
-            Case("start.none", "virsh start, no hook", partial(starts.take, None)),
-            Case("start.empty", "virsh start, an empty sh hook", partial(starts.take, "empty")),
-            Case(
-                "start.bootlock",
-                f"virsh start, bootlock with {holds:,} holds",
-                partial(starts.take, "bootlock"),
-            ),
+            *_cases(starts, "start", _ORDINARY, f"{holds:,} holds"),
+            *_cases(starts, "least", _LEAST, f"{holds:,} holds"),
         )
 
 
+def _cases(starts: _Starts, key: str, name: str, holds: str) -> Sequence[Case]:
+    what = {_ORDINARY: "an instance", _LEAST: "the least guest"}[name]
+    return (
+        Case(f"{key}.none", f"{what}, no hook", partial(starts.take, name, None)),
+        Case(f"{key}.empty", f"{what}, an empty sh hook", partial(starts.take, name, "empty")),
+        Case(
+            f"{key}.bootlock",
+            f"{what}, bootlock with {holds}",
+            partial(starts.take, name, "bootlock"),
+        ),
+    )
+
+
 class _Starts:
-    """Starts the guest under one hook or another."""
+    """Starts a guest under one hook or another."""
 
     def __init__(self, host: PrivateHost, directory: Path) -> None:
         self._host = host
@@ -61,33 +70,46 @@ class _Starts:
         shutil.copy(HOOK, self._spare / "bootlock")
         (self._spare / "empty").write_text("#!/bin/sh\n")
         (self._spare / "empty").chmod(0o755)
-        self._define(_FREE, guest.FREE_INSTANCE)
-        self._define(_CANARY, f"{CANARY_PREFIX}000000000001")
+        self._make_instance()
+        self._define(domain_xml(_LEAST))
+        self._define(domain_xml(_CANARY, f"{CANARY_PREFIX}000000000001"))
         refused = self._virsh("start", _CANARY, check=False)
         if "bootlock: start refused" not in refused.stderr:
             raise WrongVerdict(f"libvirt did not ask the hook: {refused.stderr.strip()}")
 
-    def take(self, hook: str | None) -> float:
-        """One start of the guest; returns the seconds of the whole `virsh start`."""
+    def take(self, name: str, hook: str | None) -> float:
+        """One start of that guest; returns the seconds of the whole `virsh start`."""
         self._place.unlink(missing_ok=True)
         if hook is not None:
             os.link(self._spare / hook, self._place)
         begin = time.perf_counter()
-        self._virsh("start", _FREE)
+        self._virsh("start", name)
         seconds = time.perf_counter() - begin
-        self._virsh("destroy", _FREE)
+        self._virsh("destroy", name)
         return seconds
 
-    def _define(self, name: str, uuid: str) -> None:
-        path = self._definitions / f"{name}.xml"
-        path.write_text(domain_xml(name, uuid))
+    def _make_instance(self) -> None:
+        """The ordinary one, with all it needs on this host."""
+        for image, backing in guest.files(self._host.images).items():
+            image.parent.mkdir(parents=True, exist_ok=True)
+            form = ["-f", "qcow2", "-F", "raw", "-b", str(backing)] if backing else ["-f", "raw"]
+            self._host.run(["qemu-img", "create", "-q", *form, image, "1G"])
+        self._host.run(["ip", "link", "add", guest.BRIDGE, "up", "type", "bridge"])
+        self._define(guest.startable(_ORDINARY, self._host.images))
+
+    def _define(self, xml: str) -> None:
+        path = self._definitions / "domain.xml"
+        path.write_text(xml)
         self._virsh("define", str(path))
 
     def _virsh(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         # Not by the host's own virsh(): entering its namespaces would be part of the time.
-        return subprocess.run(
+        done = subprocess.run(
             ["virsh", "--connect", self._host.uri, "--quiet", *arguments],
-            check=check,
+            check=False,
             capture_output=True,
             text=True,
         )
+        if check and done.returncode:
+            raise RuntimeError(f"virsh {' '.join(arguments)}: {done.stderr.strip()}")
+        return done
