@@ -15,7 +15,7 @@ from bootlock.commands import check, doctor, init, journal, permit, place, relea
 from bootlock.daemon import control_socket
 from bootlock.exits import Exit, exit_of
 from bootlock.output import printable
-from bootlockd.hypervisor import DEFAULT_URIS
+from bootlockd.config import DEFAULT_URIS
 from lockdb.database import DEFAULT_PATH
 from lockdb.errors import LockDBError
 

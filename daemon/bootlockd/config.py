@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from bootlockd.errors import ConfigError
-from bootlockd.hypervisor import DEFAULT_URIS
 from lockdb.database import DEFAULT_PATH
 
 DEFAULT_CONFIG = Path("/etc/bootlock/bootlock.toml")
+DEFAULT_URIS = ("qemu:///system", "lxc:///system", "xen:///system")
 
 #: Every number is of seconds or of things; more than a year of either is a slip.
 MOST = 366 * 86400
@@ -145,7 +145,8 @@ def load(path: Path) -> Config:
     except FileNotFoundError:
         return Config()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}", "make it readable for root, in UTF-8") from error
+        hint = "make it readable for root and the group bootlock, in UTF-8"
+        raise ConfigError(f"{path}: {error}", hint) from error
     try:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:

@@ -11,22 +11,25 @@
 
 A question that is none, or can't be answered, is answered with {"error": TEXT}.
 
-Only root may connect: the socket's mode is 0600.
+Root may ask anything, members of the group bootlock for the status alone; nobody else can connect.
+Only root's questions make the daemon do something.
 """
 
 from __future__ import annotations
 
 import errno
+import grp
 import json
 import logging
+import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bootlockd.cycle import Cycle
 from bootlockd.errors import BootlockdError, Unreachable
 from lockdb import enforcements, holds
 from lockdb.database import open_db
@@ -34,8 +37,16 @@ from lockdb.enforcements import Enforcement
 from lockdb.errors import DatabaseError, InvalidValue
 from lockdb.values import parse_instance
 
+if TYPE_CHECKING:
+    # Who only asks loads neither libvirt nor the rest of the daemon.
+    from bootlockd.cycle import Cycle
+
 log = logging.getLogger(__name__)
 
+#: Whose members may read the database, and ask how the daemon is.
+GROUP = "bootlock"
+#: How many of them may ask at once: root's questions must not wait behind theirs.
+OTHERS_MAX = 4
 #: Longest line that is read; nobody needs more.
 LINE_MAX = 4096
 #: Seconds that the other side may take to say or to read a line.
@@ -68,6 +79,7 @@ class ControlSocket:
         self._cycle = cycle
         self._status = status
         self._listener = socket.socket(socket.AF_UNIX)
+        self._others = threading.BoundedSemaphore(OTHERS_MAX)
 
     def start(self) -> None:
         """Listen. Raises BootlockdError."""
@@ -75,7 +87,9 @@ class ControlSocket:
             self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             self._make_room()
             self._listener.bind(str(self._path))
+            # Nobody can connect before it listens.
             self._path.chmod(0o600)
+            self._let_group_in()
             self._listener.listen()
         except OSError as error:
             self._listener.close()
@@ -99,6 +113,16 @@ class ControlSocket:
                 return
         raise OSError(errno.EADDRINUSE, "another bootlockd answers there")
 
+    def _let_group_in(self) -> None:
+        try:
+            os.chown(self._path, -1, grp.getgrnam(GROUP).gr_gid)
+            self._path.chmod(0o660)
+        except KeyError:
+            log.debug("there is no group %s: only root may ask", GROUP)
+        except OSError as error:
+            # Holds come first: they are enforced for root alone just as well.
+            log.error("only root may ask for the status, metrics can not: %s", error)
+
     def _accept(self) -> None:
         while True:
             try:
@@ -106,24 +130,37 @@ class ControlSocket:
             except OSError:
                 # Closed by stop().
                 return
-            threading.Thread(target=self._serve, args=[link], daemon=True).start()
+            is_root = _user(link) == 0
+            if is_root or self._others.acquire(blocking=False):
+                serve = self._serve if is_root else self._serve_other
+                threading.Thread(target=serve, args=[link], daemon=True).start()
+            else:
+                link.close()
 
-    def _serve(self, link: socket.socket) -> None:
+    def _serve_other(self, link: socket.socket) -> None:
+        try:
+            self._serve(link, is_root=False)
+        finally:
+            self._others.release()
+
+    def _serve(self, link: socket.socket, *, is_root: bool = True) -> None:
         with link:
             try:
                 link.settimeout(LINE_LIMIT)
                 line = link.makefile("rb").readline(LINE_MAX)
-                for answer in self._answers(_parsed(line)):
+                for answer in self._answers(_parsed(line), is_root):
                     link.sendall(json.dumps(answer).encode() + b"\n")
             except OSError as error:
                 # The other side has gone.
                 log.debug("control: %s", error)
 
-    def _answers(self, question: Any) -> Iterator[dict[str, Any]]:
+    def _answers(self, question: Any, is_root: bool) -> Iterator[dict[str, Any]]:
         op = question.get("op") if isinstance(question, dict) else None
         try:
             if op == "status":
                 yield self._cycle.ask(self._status)
+            elif not is_root:
+                yield {"error": "only root may ask for more than the status"}
             elif op == "wake":
                 yield self._cycle.ask(_read)
             elif op == "enforce":
@@ -162,6 +199,12 @@ class ControlSocket:
             if hold is None:
                 return True, enforcements.of_instance(lock_db, instance)
             return holds.exists(lock_db, hold), enforcements.of_hold(lock_db, hold)
+
+
+def _user(link: socket.socket) -> int:
+    """Who connected, as the kernel saw it then (SO_PEERCRED in unix(7)): pid, uid, gid."""
+    credentials = link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[1])
 
 
 def _parsed(line: bytes) -> Any:

@@ -23,8 +23,6 @@ from lockdb import disks
 from lockdb.errors import InvalidValue, NotFound
 from lockdb.values import looks_like_uuid, parse_instance
 
-DEFAULT_URIS = ("qemu:///system", "lxc:///system", "xen:///system")
-
 #: Seconds that all questions of one command may take together.
 TIME_LIMIT = 10.0
 

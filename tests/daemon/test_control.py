@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import socket
 import stat
+import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -30,17 +34,20 @@ def fence() -> FakeFence:
 
 
 @pytest.fixture
-def path(
-    lock_db: Path, tmp_path: Path, fence: FakeFence, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
+def cycle(lock_db: Path, fence: FakeFence, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cycle]:
     monkeypatch.setattr(hypervisor, "observe", lambda _uris, instance, _=0: guest(instance))
     monkeypatch.setattr(hypervisor, "guests", lambda *_: {})
     monkeypatch.setattr(hypervisor, "definition_of", lambda *_: None)
     with turning(settings(lock_db), [fence]) as cycle:
-        served = ControlSocket(tmp_path / "c", cycle, _status)
-        served.start()
-        yield tmp_path / "c"
-        served.stop()
+        yield cycle
+
+
+@pytest.fixture
+def path(cycle: Cycle, tmp_path: Path) -> Iterator[Path]:
+    served = ControlSocket(tmp_path / "c", cycle, _status)
+    served.start()
+    yield tmp_path / "c"
+    served.stop()
 
 
 def say(path: Path, words: bytes) -> bytes:
@@ -62,8 +69,91 @@ def say(path: Path, words: bytes) -> bytes:
         return answer
 
 
-def test_only_root_may_connect(path: Path) -> None:
+def test_without_the_group_only_root_may_connect(path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+#: A group that every machine has, in the place of ours, and a user who is not in it.
+_GROUP = "daemon"
+_NOBODY = 65534
+_SAYS = (
+    "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
+    "s.sendall(sys.argv[2].encode() + b'\\n'); print(s.recv(65536).decode())"
+)
+
+
+@pytest.fixture
+def shared(cycle: Cycle, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A socket that a group may use, in a directory that everybody may enter."""
+    monkeypatch.setattr(control, "GROUP", _GROUP)
+    with TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        served = ControlSocket(Path(directory, "c"), cycle, _status)
+        served.start()
+        yield Path(directory, "c")
+        served.stop()
+
+
+def say_as_nobody(path: Path, words: str, group: int) -> subprocess.CompletedProcess[str]:
+    """What a user without any power hears who is in ``group``."""
+    powerless = ["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]
+    who = [f"--reuid={_NOBODY}", f"--regid={_NOBODY}", f"--groups={group}", *powerless]
+    command = ["setpriv", *who, "/usr/bin/python3", "-I", "-c", _SAYS, str(path), words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_group_hears_the_status(shared: Path) -> None:
+    said = say_as_nobody(shared, '{"op": "status"}', grp.getgrnam(_GROUP).gr_gid)
+    assert json.loads(said.stdout) == {"holds": 0}, said.stderr
+
+
+@pytest.mark.parametrize("op", ["wake", "enforce", "settle", "", "sync"])
+def test_the_group_can_make_the_daemon_do_nothing(
+    shared: Path, lock_db: Path, fence: FakeFence, op: str
+) -> None:
+    for _ in range(2):  # the second answer comes after the first look
+        list(ask(shared, {"op": "status"}, PATIENCE))
+    hold = place(lock_db, uuid(1))
+    words = json.dumps({"op": op, "instance": uuid(1), "hold": hold.id})
+    said = say_as_nobody(shared, words, grp.getgrnam(_GROUP).gr_gid)
+    assert json.loads(said.stdout) == {"error": "only root may ask for more than the status"}
+    # It did not even read the holds.
+    assert list(ask(shared, {"op": "status"}, PATIENCE)) == [{"holds": 0}]
+    assert fence.calls == []
+
+
+def test_nobody_else_can_connect(shared: Path) -> None:
+    said = say_as_nobody(shared, '{"op": "status"}', _NOBODY)
+    assert "PermissionError" in said.stderr
+
+
+def test_many_who_may_only_ask_keep_root_from_nothing(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    who = [_NOBODY]
+    monkeypatch.setattr(control, "_user", lambda _link: who[-1])
+    with ExitStack() as links:
+        for _ in range(control.OTHERS_MAX):
+            links.enter_context(socket.socket(socket.AF_UNIX)).connect(str(shared))
+        assert say(shared, b'{"op": "status"}\n') == b""
+        who.append(0)
+        assert list(ask(shared, {"op": "status"}, PATIENCE)) == [{"holds": 0}]
+    who.append(_NOBODY)
+    wait_until(lambda: say(shared, b'{"op": "status"}\n') != b"", "their turn comes again")
+
+
+def test_a_group_that_can_not_be_let_in_stops_nothing(
+    cycle: Cycle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError("not without CAP_CHOWN")
+
+    monkeypatch.setattr(control, "GROUP", _GROUP)
+    monkeypatch.setattr("os.chown", forbidden)
+    served = ControlSocket(tmp_path / "mine", cycle, _status)
+    served.start()
+    assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o600
+    served.stop()
 
 
 @pytest.mark.parametrize(
