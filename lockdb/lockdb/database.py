@@ -40,9 +40,11 @@ BUSY_TIMEOUT = 60.0
 class LockDB:
     """An open lock database; use ``open_db``. Closes itself as a context manager."""
 
-    def __init__(self, db: Database, path: Path) -> None:
+    def __init__(self, db: Database, path: Path, *, is_frozen: bool = False) -> None:
         self.db = db
         self.path = path
+        #: Read without locks: true only while nobody writes. See lockdb.onlooker.
+        self.is_frozen = is_frozen
 
     def __enter__(self) -> LockDB:
         return self
@@ -112,10 +114,11 @@ def open_db(path: Path = DEFAULT_PATH, *, read_only: bool = False) -> LockDB:
     """
     _must_exist(path)
     mode = "mode=ro" if read_only else "mode=rw"
-    if read_only and not os.access(path.parent, os.W_OK) and not _wal(path).exists():
+    is_frozen = read_only and not os.access(path.parent, os.W_OK) and not _wal(path).exists()
+    if is_frozen:
         mode = "mode=ro&immutable=1"
     with translated(path):
-        lock_db = LockDB(_connect(path, mode, read_only), path)
+        lock_db = LockDB(_connect(path, mode, read_only), path, is_frozen=is_frozen)
     try:
         _check_schema(lock_db)
     except BaseException:
