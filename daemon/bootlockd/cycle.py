@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from bootlockd import hypervisor
 from bootlockd.config import Config
+from bootlockd.durations import Durations
 from bootlockd.errors import BootlockdError
 from bootlockd.fences.base import Fence
 from bootlockd.values import Case, Guest, Wake
@@ -85,6 +86,9 @@ class Cycle:
 
     def __post_init__(self) -> None:
         self.health = Health(started=int(time.time()))
+        #: How long its turns took, less what they waited for; and its jobs.
+        self.turns = Durations()
+        self.jobs = Durations()
         #: By hold id: every hold read and not seen to end since.
         self.holds: dict[str, Hold] = {}
         #: Instances with rows that are not lifted.
@@ -132,7 +136,9 @@ class Cycle:
         return instance not in self._under_way and instance not in self._waiting
 
     def _turn(self) -> bool:
-        for message in self._messages():
+        messages = self._messages()
+        began = time.monotonic()
+        for message in messages:
             if isinstance(message, Stop):
                 return False
             self._take(message)
@@ -144,6 +150,7 @@ class Cycle:
             del self._due[instance]
             self._treat(instance)
         self._dispatch()
+        self.turns.add(time.monotonic() - began)
         return True
 
     def _messages(self) -> list[Message]:
@@ -336,7 +343,7 @@ class Cycle:
         self.inbox.put(self._worker.run(job))
 
     def _done(self, done: Done) -> None:
-        del self._under_way[done.instance]
+        self.jobs.add(time.monotonic() - self._under_way.pop(done.instance))
         for row in done.changed:
             facts = (row.instance, row.hold, row.fence, row.state, row.detail)
             log.info("instance=%s hold=%s fence=%s state=%s %s", *facts)

@@ -1,40 +1,56 @@
 """What Prometheus is told, in its own format, on a loopback address only.
 
-Collected when asked for: what the daemon knows of itself is asked of the cycle, what is in force is
-read from the database. Either may fail; then its metrics are missing rather than old.
+Collected when asked for, in a process of its own (``bootlockd.exporter``) that may only read. What
+the daemon knows of itself is asked of the daemon, what is in force is read from the database, and
+each may fail without the other. What could not be found out is missing, rather than old.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
+from bootlockd import __version__
 from bootlockd.config import parse_listen
-from bootlockd.errors import BootlockdError
-from lockdb import counts
-from lockdb.database import open_db
+from bootlockd.errors import BootlockdError, Unreachable
+from lockdb import breakglass, counts, onlooker, proofs
+from lockdb.database import LockDB
 from lockdb.errors import DatabaseError
+from lockdb.values import Kind, Operation
 
 log = logging.getLogger(__name__)
 
 Status = Callable[[], Mapping[str, Any]]
 
+#: What is done about a QEMU that was started past libvirt, as the journal says it.
+ACTIONS = ("killed", "reported")
+
 
 class MetricsServer:
     """Serves one address until stopped."""
 
-    def __init__(self, listen: str, database: Path, status: Status) -> None:
+    def __init__(
+        self, listen: str, database: Path, status: Status, break_glass: Path = breakglass.PATH
+    ) -> None:
         self._address = parse_listen(listen)
         self._registry = CollectorRegistry()
         self._registry.register(_Daemon(status))
         self._registry.register(_Database(database))
+        self._registry.register(_Host(break_glass))
         ProcessCollector(registry=self._registry)
 
     def start(self) -> None:
@@ -55,74 +71,146 @@ class MetricsServer:
 
 
 class _Daemon(Collector):
-    """What the cycle says of itself."""
+    """What the daemon says of itself."""
 
     def __init__(self, status: Status) -> None:
         self._status = status
 
     def collect(self) -> Iterator[Metric]:
         try:
-            status = self._status()
-        except OSError as error:
-            log.error("metrics: %s", error)
-            yield _gauge("up", "The cycle turns.", 0)
-            return
-        yield _gauge("up", "The cycle turns.", 1)
-        yield _gauge("start_time_seconds", "When this run began.", status["started"])
-        yield _gauge("last_look_timestamp_seconds", "The last full look.", status["looked"])
-        yield _gauge("stuck_jobs", "Instances that do not answer.", len(status["stuck"]))
-        yield _gauge(
-            "vanished_holds", "Holds gone without a release, enforced.", len(status["vanished"])
-        )
-        yield _gauge(
-            "database_error", "The database can't be used.", bool(status["database_error"])
-        )
-        yield _gauge("libvirt_error", "No libvirt answers.", bool(status["libvirt_error"]))
-        yield _gauge("break_glass", "Undecided starts go through.", status["break_glass"])
-        connected = GaugeMetricFamily(
-            "bootlock_libvirt_connected", "Events are received.", labels=["uri"]
-        )
-        for uri, is_connected in status["libvirt"].items():
-            connected.add_metric([uri], is_connected)
-        yield connected
-        armed = GaugeMetricFamily("bootlock_armed", "Our hook refused a canary.", labels=["uri"])
-        proven = GaugeMetricFamily(
-            "bootlock_armed_proof_timestamp_seconds", "When that was last proven.", labels=["uri"]
-        )
-        for standing in status["armed"]:
-            armed.add_metric([standing["uri"]], standing["armed"])
-            proven.add_metric([standing["uri"]], standing["proven"])
-        yield armed
-        yield proven
+            told = list(_told(self._status()))
+        except (Unreachable, LookupError, TypeError, ValueError, AttributeError) as error:
+            # It is down, stuck, or of another version.
+            log.debug("metrics: %s", error)
+            told = []
+        yield _gauge("daemon_up", "The daemon answers, and its cycle turns.", bool(told))
+        yield from told
+
+
+def _told(status: Mapping[str, Any]) -> Iterator[Metric]:
+    yield _info("daemon", "The version that runs.", status["version"])
+    yield _gauge("daemon_start_time_seconds", "When this run began.", status["started"])
+    yield _gauge("last_look_timestamp_seconds", "The last full look.", status["looked"])
+    yield _histogram("cycle_duration_seconds", "One turn of the cycle.", status["turns"])
+    yield _histogram("job_duration_seconds", "A look at one instance.", status["jobs"])
+    yield _gauge("stuck_instances", "Instances that do not answer.", len(status["stuck"]))
+    gone = "Holds gone without a release, enforced."
+    yield _gauge("vanished_holds", gone, len(status["vanished"]))
+    unusable = "The daemon can't use the database."
+    yield _gauge("daemon_database_error", unusable, bool(status["database_error"]))
+    yield _gauge("daemon_libvirt_error", "No libvirt answers.", bool(status["libvirt_error"]))
+    connected = _single(status["libvirt"])
+    yield _family("libvirt_connected", "Events are received.", ["uri"], connected)
+    armed = _single({proof["uri"]: proof["armed"] for proof in status["armed"]})
+    yield _family("armed", "The last canary was refused by our hook.", ["uri"], armed)
 
 
 class _Database(Collector):
-    """What the database says."""
+    """What the database says, whether a daemon runs or not."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._refusals = counts.Refusals()
+        self._totals = counts.Totals()
+        self._problem = ""
+        # Each request has a thread of its own.
+        self._turn = threading.Lock()
 
     def collect(self) -> Iterator[Metric]:
-        holds = GaugeMetricFamily("bootlock_holds", "Holds in force.", labels=["kind", "source"])
-        fences = GaugeMetricFamily(
-            "bootlock_enforcements", "What fences did for them.", labels=["fence", "state"]
-        )
+        with self._turn:
+            found = self._look()
+        yield _gauge("database_up", "The database can be read.", bool(found))
+        yield from found
+
+    def _look(self) -> list[Metric]:
+        problem = ""
         try:
-            with open_db(self._path, read_only=True) as lock_db, lock_db.read():
-                for labels, count in counts.holds(lock_db, now=int(time.time())).items():
-                    holds.add_metric(labels, count)
-                for labels, count in counts.enforcements(lock_db).items():
-                    fences.add_metric(labels, count)
-                refused = self._refusals.total(lock_db)
+            found, self._totals = onlooker.look(self._path, self._found)
         except DatabaseError as error:
-            # It is bootlock_database_error as well.
-            log.debug("metrics: %s", error)
-            return
-        yield holds
-        yield fences
-        yield CounterMetricFamily("bootlock_refusals", "Starts the hook refused.", value=refused)
+            found, problem = [], f"{error}; {error.hint}"
+        if problem and problem != self._problem:
+            log.error("the database can't be read: %s", problem)
+        self._problem = problem
+        return found
+
+    def _found(self, lock_db: LockDB) -> tuple[list[Metric], counts.Totals]:
+        now = int(time.time())
+        with lock_db.read():
+            totals = counts.totals(lock_db, self._totals)
+            return [
+                *_in_force(lock_db, now),
+                *_proofs(lock_db, now),
+                *_ever(lock_db, totals),
+            ], totals
+
+
+def _in_force(lock_db: LockDB, now: int) -> Iterator[Metric]:
+    # Present when there is none: a rate of what is missing is missing.
+    held = {(kind.value, "local"): 0 for kind in Kind} | counts.holds(lock_db, now=now)
+    yield _family("holds", "Holds in force.", ["kind", "source"], held.items())
+    permits = {operation.value: 0 for operation in Operation} | counts.permits(lock_db, now=now)
+    yield _family("permits", "Permits in force.", ["operation"], _single(permits))
+    fences = counts.enforcements(lock_db).items()
+    yield _family("enforcements", "What fences did for holds.", ["fence", "state"], fences)
+
+
+def _proofs(lock_db: LockDB, now: int) -> Iterator[Metric]:
+    proven = {proof.uri: proof.at if proof.armed else 0 for proof in proofs.stored(lock_db)}
+    at = "When the last canary was refused by our hook; 0: it was not."
+    yield _family("armed_proof_timestamp_seconds", at, ["uri"], _single(proven))
+    ages = {uri: now - at for uri, at in proven.items() if at}
+    since = "Since the last canary was refused by our hook."
+    yield _family("armed_proof_age_seconds", since, ["uri"], _single(ages))
+
+
+def _ever(lock_db: LockDB, totals: counts.Totals) -> Iterator[Metric]:
+    refused = totals.refused + counts.spooled(lock_db)
+    yield CounterMetricFamily("bootlock_refusals", "Starts that the hook refused.", value=refused)
+    foreign = CounterMetricFamily(
+        "bootlock_foreign_processes", "QEMUs started past libvirt.", labels=["action"]
+    )
+    for action, count in {**dict.fromkeys(ACTIONS, 0), **totals.foreign}.items():
+        foreign.add_metric([action], count)
+    yield foreign
+    yield _gauge("journal_seq", "The journal's last entry.", totals.head.seq)
+
+
+class _Host(Collector):
+    """What needs neither."""
+
+    def __init__(self, break_glass: Path) -> None:
+        self._break_glass = break_glass
+
+    def collect(self) -> Iterator[Metric]:
+        yield _info("build", "The version of what exports this.", __version__)
+        is_open = self._break_glass.exists()
+        yield _gauge("break_glass", "Starts that can't be decided go through.", is_open)
 
 
 def _gauge(name: str, words: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"bootlock_{name}", words, value=value)
+    return GaugeMetricFamily(f"bootlock_{name}", words, value=float(value))
+
+
+def _info(name: str, words: str, version: str) -> InfoMetricFamily:
+    return InfoMetricFamily(f"bootlock_{name}", words, value={"version": version})
+
+
+def _family(
+    name: str, words: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"bootlock_{name}", words, labels=labels)
+    for label, value in values:
+        family.add_metric(label, float(value))
+    return family
+
+
+def _single(values: Mapping[str, float]) -> Iterator[tuple[Sequence[str], float]]:
+    """As ``_family`` wants them, for one label."""
+    for label, value in values.items():
+        yield [label], value
+
+
+def _histogram(name: str, words: str, durations: Mapping[str, Any]) -> HistogramMetricFamily:
+    buckets = [(str(bound), int(count)) for bound, count in durations["buckets"]]
+    return HistogramMetricFamily(
+        f"bootlock_{name}", words, buckets=buckets, sum_value=float(durations["sum"])
+    )

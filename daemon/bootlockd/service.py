@@ -8,15 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
+from bootlockd import __version__
 from bootlockd.armed import Armed
 from bootlockd.breakglass import BreakGlassWatch
 from bootlockd.config import Config
 from bootlockd.control import ControlSocket
 from bootlockd.cycle import Cycle, Request, Stop
-from bootlockd.errors import BootlockdError
 from bootlockd.events import EventFeeder
 from bootlockd.feeder import DatabaseFeeder
-from bootlockd.metrics import MetricsServer
 from bootlockd.notify import notify, watchdog_interval
 from bootlockd.registry import fences
 from bootlockd.values import Wake
@@ -57,12 +56,6 @@ class Service:
             DatabaseFeeder(config.database.path, self._holds_changed),
             *self._events,
         ]
-        self._metrics: MetricsServer | None = None
-        self._metrics_error = ""
-        if config.metrics.listen:
-            self._metrics = MetricsServer(
-                config.metrics.listen, config.database.path, lambda: self._cycle.ask(self.status)
-            )
         self._began = time.monotonic()
         self._said = ""
         self._watchdog = watchdog_interval()
@@ -75,13 +68,10 @@ class Service:
         try:
             for feeder in self._feeders:
                 feeder.start()
-            self._start_metrics()
             self._cycle.run()
         finally:
             for feeder in self._feeders:
                 feeder.stop()
-            if self._metrics:
-                self._metrics.stop()
             self._control.stop()
 
     def stop(self) -> None:
@@ -100,18 +90,10 @@ class Service:
             "libvirt": {feeder.uri: feeder.connected for feeder in self._events},
             "armed": self._armed.standing(),
             "break_glass": self._break_glass.present,
-            "metrics_error": self._metrics_error,
+            "turns": cycle.turns.as_dict(),
+            "jobs": cycle.jobs.as_dict(),
+            "version": __version__,
         }
-
-    def _start_metrics(self) -> None:
-        try:
-            if self._metrics:
-                self._metrics.start()
-        except BootlockdError as error:
-            # Holds come first: without numbers they are enforced all the same.
-            log.error("no metrics: %s; %s", error, error.hint)
-            self._metrics_error = str(error)
-            self._metrics = None
 
     def _holds_changed(self, instances: Sequence[str]) -> None:
         self._cycle.inbox.put(Request(lambda cycle: cycle.read_holds()))

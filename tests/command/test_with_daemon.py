@@ -25,7 +25,6 @@ WELL = {
     "vanished": [],
     "database_error": "",
     "libvirt_error": "",
-    "metrics_error": "",
 }
 
 
@@ -195,7 +194,6 @@ def test_doctor_notes_that_there_is_none_and_calls_a_dead_one_a_fault(
         ({"vanished": ["h"]}, "daemon: vanished"),
         ({"database_error": "e"}, "daemon: database"),
         ({"libvirt_error": "e"}, "daemon: libvirt"),
-        ({"metrics_error": "e"}, "daemon: metrics"),
     ],
 )
 def test_doctor_names_what_ails_the_daemon(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,19 +12,10 @@ from pathlib import Path
 import pytest
 
 from bootlockd import notify
-from bootlockd.config import Metrics
 from bootlockd.service import Service
 from daemon.fakes import settings
-from daemonhost import SETTINGS, Daemon
+from daemonhost import Daemon
 from privatehost import PATIENCE, PrivateHost, wait_until
-
-_FETCH = (
-    "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9644/metrics').read().decode())"
-)
-_SQUAT = (
-    "import socket, sys; s = socket.create_server(('127.0.0.1', 9644)); "
-    "print('taken', flush=True); sys.stdin.read()"
-)
 
 
 class Manager:
@@ -97,7 +86,6 @@ def test_only_a_cycle_that_turns_feeds_the_watchdog(
         monkeypatch.setenv(name, value)
     config = replace(
         settings(lock_db),
-        metrics=Metrics(""),
         daemon=replace(settings(lock_db).daemon, control_socket=tmp_path / "control"),
     )
     monkeypatch.setattr("bootlockd.service.fences", lambda _config: [])
@@ -123,24 +111,6 @@ def test_only_a_cycle_that_turns_feeds_the_watchdog(
         service.stop()
         thread.join(PATIENCE)
         manager.close()
-
-
-@pytest.mark.live
-def test_metrics_are_served_and_a_port_in_use_stops_nothing(host: PrivateHost) -> None:
-    listening = SETTINGS.replace('listen = ""', 'listen = "127.0.0.1:9644"')
-    with Daemon(host, listening) as daemon:
-        said = host.run([sys.executable, "-c", _FETCH]).stdout
-        assert "\nbootlock_up 1.0\n" in said
-        assert daemon.status()["metrics_error"] == ""
-    squatter = host.popen([sys.executable, "-c", _SQUAT], stdin=subprocess.PIPE)
-    assert squatter.stdout
-    assert squatter.stdout.readline() == "taken\n"
-    with Daemon(host, listening) as daemon:
-        wait_until(lambda: "no metrics: metrics.listen" in daemon.log(), "it is said")
-        assert "port 9644" in daemon.status()["metrics_error"]
-        doctor = host.bootlock("doctor", check=False).stdout
-        assert "daemon: metrics" in doctor
-    squatter.communicate(timeout=PATIENCE)
 
 
 def test_without_a_manager_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,6 @@ def _judged(patient: Patient, status: dict[str, Any]) -> Iterator[Finding]:
     problems = {
         "database": (status["database_error"], "the holds last read stay in force; mend it"),
         "libvirt": (status["libvirt_error"], "start libvirtd"),
-        "metrics": (status["metrics_error"], "set metrics.listen, or free that port"),
         "stuck": (
             ", ".join(status["stuck"]),
             "libvirt does not answer for these instances; end their QEMU if it is hung",
