@@ -115,7 +115,10 @@ class ControlSocket:
 
     def _let_group_in(self) -> None:
         try:
-            os.chown(self._path, -1, grp.getgrnam(GROUP).gr_gid)
+            gid = grp.getgrnam(GROUP).gr_gid
+            # Where its directory hands down the group there is nothing to do, nor may we.
+            if self._path.stat().st_gid != gid:
+                os.chown(self._path, -1, gid)
             self._path.chmod(0o660)
         except KeyError:
             log.debug("there is no group %s: only root may ask", GROUP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import json
+import shutil
 import socket
 import stat
 import subprocess
@@ -142,17 +143,24 @@ def test_many_who_may_only_ask_keep_root_from_nothing(
     wait_until(lambda: say(shared, b'{"op": "status"}\n') != b"", "their turn comes again")
 
 
-def test_a_group_that_can_not_be_let_in_stops_nothing(
-    cycle: Cycle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("inherits", "mode"), [(False, 0o600), (True, 0o660)])
+def test_without_the_power_to_chown_the_directory_must_hand_down_the_group(
+    cycle: Cycle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inherits: bool, mode: int
 ) -> None:
+    """As bootlockd.service runs it; and it serves root in any case."""
+
     def forbidden(*_: object) -> None:
         raise PermissionError("not without CAP_CHOWN")
 
+    if inherits:
+        shutil.chown(tmp_path, group=_GROUP)
+        tmp_path.chmod(0o2755)
     monkeypatch.setattr(control, "GROUP", _GROUP)
     monkeypatch.setattr("os.chown", forbidden)
     served = ControlSocket(tmp_path / "mine", cycle, _status)
     served.start()
-    assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == mode
+    assert list(ask(tmp_path / "mine", {"op": "status"}, PATIENCE)) == [{"holds": 0}]
     served.stop()
 
 
