@@ -75,7 +75,7 @@ schema: .venv/.done ## Write lockdb/lockdb/schema.sql from the migrations
 	@$(BIN)/python -m lockdb.migrations >lockdb/lockdb/schema.sql
 
 .PHONY: deps
-deps: packages .venv/.done ## Install what is missing: Debian packages and .venv (done by the others too)
+deps: packages .venv/.done .venv/bin/promtool ## Install what is missing: Debian packages and .venv (done by the others too)
 
 .PHONY: packages
 packages:
@@ -86,6 +86,10 @@ packages:
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
+
+# Of Debian's prometheus only what checks rules: the package would start a server here.
+.venv/bin/promtool: | .venv/.done
+	@packaging/packages take prometheus /usr/bin/promtool $@
 
 .PHONY: build
 build: build/done ## Build the program for `make install`; needs a compiler and a package index
