@@ -6,13 +6,14 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bootlock import daemon as asked
-from bootlock.doctor.daemon import daemon, enforced
+from bootlock.doctor.daemon import daemon, enforced, metrics
 from bootlock.doctor.finding import Finding, Level, Patient
 from clirunner import RUNNING, Cli
 from lockdb import database, enforcements
@@ -185,6 +186,24 @@ def test_doctor_notes_that_there_is_none_and_calls_a_dead_one_a_fault(
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / "left"))
     assert only(daemon(patient(cli, tmp_path / "left")))[0] is Level.FAULT
+
+
+def test_doctor_notes_metrics_that_nobody_serves(cli: Cli, tmp_path: Path) -> None:
+    unit, settings = tmp_path / "bootlock-metrics.service", tmp_path / "bootlock.toml"
+    here = replace(patient(cli, tmp_path / "none"), metrics_units=[unit], settings=settings)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        settings.write_text(f'metrics.listen = "127.0.0.1:{server.getsockname()[1]}"')
+        # Not installed: nobody is to serve them.
+        assert list(metrics(here)) == []
+        unit.touch()
+        assert only(metrics(here))[0] is Level.NOTE
+        server.listen()
+        assert only(metrics(here))[0] is Level.OK
+    settings.write_text("metrics.listen = 3")
+    assert only(metrics(here))[0] is Level.NOTE
+    settings.write_text('metrics.listen = ""')
+    assert list(metrics(here)) == []
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ findings; it never raises for what it is there to find.
 
 from __future__ import annotations
 
-from bootlock.doctor.daemon import daemon, enforced
+from bootlock.doctor.daemon import daemon, enforced, metrics
 from bootlock.doctor.finding import Finding, Level, Patient
 from bootlock.doctor.hook import decision_text, foreign_hooks, hook_files
 from bootlock.doctor.host import break_glass, confinement, sqlite3_shell
@@ -37,6 +37,7 @@ ALL = (
     confinement,
     break_glass,
     daemon,
+    metrics,
     enforced,
     armed,
 )

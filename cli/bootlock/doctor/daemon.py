@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 from bootlock.doctor.finding import Finding, Patient, fault, note, ok
+from bootlockd.config import load, parse_listen
 from bootlockd.control import ask
-from bootlockd.errors import Unreachable
+from bootlockd.errors import ConfigError, Unreachable
 from lockdb import enforcements, holds
 from lockdb.database import open_db
 from lockdb.enforcements import State
@@ -16,6 +18,8 @@ from lockdb.when import iso
 
 #: Seconds that the daemon's cycle may take; it never waits for libvirt.
 SILENCE = 12.0
+#: Seconds that the metrics may take to accept a question.
+METRICS_SILENCE = 2.0
 
 _LOG = "see 'journalctl -u bootlockd'"
 
@@ -34,6 +38,22 @@ def daemon(patient: Patient) -> Iterator[Finding]:
         yield from list(_judged(patient, status))
     except (Unreachable, LookupError, TypeError, ValueError) as error:
         yield fault("daemon", f"it does not answer: {error}", "systemctl restart bootlockd")
+
+
+def metrics(patient: Patient) -> Iterator[Finding]:
+    """They are served, where they are to be: only a note, since nothing is enforced by them."""
+    if not patient.systemd.exists() or not any(unit.exists() for unit in patient.metrics_units):
+        return
+    mend = "see 'systemctl status bootlock-metrics'"
+    try:
+        listen = load(patient.settings).metrics.listen
+        if listen:
+            socket.create_connection(parse_listen(listen), METRICS_SILENCE).close()
+            yield ok("metrics", f"they are served on {listen}")
+    except ConfigError as error:
+        yield note("metrics", str(error), error.hint or mend)
+    except OSError as error:
+        yield note("metrics", f"nobody serves them on {listen}: {error}", mend)
 
 
 def enforced(patient: Patient) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from bootlockd.config import Config
+from bootlockd.config import DEFAULT_CONFIG, Config
 from lockdb.database import DEFAULT_PATH
 
 Fix = Callable[[], None]
@@ -60,6 +60,11 @@ class Patient:
     units: Sequence[Path] = tuple(
         Path(place, "systemd/system/bootlockd.service") for place in ("/usr/lib", "/lib", "/etc")
     )
+    metrics_units: Sequence[Path] = tuple(
+        Path(place, "systemd/system/bootlock-metrics.service")
+        for place in ("/usr/lib", "/lib", "/etc")
+    )
+    settings: Path = DEFAULT_CONFIG
     #: There where systemd runs: elsewhere a unit starts nothing.
     systemd: Path = Path("/run/systemd/system")
     sqlite3: Path = Path("/usr/bin/sqlite3")
