@@ -272,19 +272,24 @@ def test_durations_are_counted_up_to_each_bound() -> None:
     assert (counted["100.0"], counted["+Inf"]) == (4, 5)
 
 
-def test_each_metric_is_documented_and_none_that_is_not_there(lock_db: Path) -> None:
+def test_each_metric_is_documented_with_its_labels_and_none_that_is_not_there(
+    lock_db: Path,
+) -> None:
     with database.open_db(lock_db) as opened:
         row = Enforcement("a", "power", uuid(1), State.ENFORCED, "", 1, 1)
         enforcements.record(opened, [row])
         proofs.record(opened, "qemu:///system", armed=True, answer="", now=1)
     with served(lock_db) as url:
-        exported = {name: kind for name, kind in TYPE.findall(text(url)) if "_created" not in name}
-    rows = re.findall(
-        r"^\| `(bootlock_\w+)(?:\{.*\})?` \| (\w+) \|", PAGE.read_text("utf-8"), re.MULTILINE
-    )
-    assert dict(rows) == {
-        name: kind for name, kind in exported.items() if name.startswith("bootlock_")
-    }
+        said = text(url)
+    exported = {}
+    for name, kind in TYPE.findall(said):
+        if name.startswith("bootlock_"):
+            sample = re.search(rf"^{name}(?:_count)?(?:\{{(.*)\}})? ", said, re.MULTILINE)
+            assert sample, name
+            labels = ",".join(re.findall(r'(\w+)="', sample[1] or ""))
+            exported[f"{name}{{{labels}}}" if labels else name] = kind
+    rows = re.findall(r"^\| `(bootlock_.+?)` \| (\w+) \|", PAGE.read_text("utf-8"), re.MULTILINE)
+    assert dict(rows) == exported
 
 
 def test_what_exports_them_loads_no_libvirt_and_none_of_the_daemons_powers() -> None:
