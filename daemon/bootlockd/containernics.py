@@ -11,17 +11,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pyroute2 import IPRoute, NetNS
-
-from bootlockd.links import Link, link_of
+from bootlockd.links import Link, links_of, namespace_of
 from bootlockd.nics import Nics, command_of
 from bootlockd.values import Guest
 
 PROC = Path("/proc")
 PID_FILES = Path("/run/libvirt/lxc")
-
-#: What the kernel answers for a namespace that no link of ours leads into.
-_UNNUMBERED = 0xFFFFFFFF
 
 
 def of_container(guest: Guest, devices: Mapping[str, Link]) -> Nics:
@@ -35,7 +30,7 @@ def of_container(guest: Guest, devices: Mapping[str, Link]) -> Nics:
     if os.path.samefile(f"/proc/{init}/ns/net", "/proc/self/ns/net"):
         fault = "it uses the host's own network and cannot be isolated: destroy or pause it"
         return Nics(faults=(fault,))
-    number = _number_of(init)
+    number = namespace_of(init)
     linked = number is not None
     found = {link.name for link in devices.values() if linked and link.peer_namespace == number}
     return Nics(frozenset(found))
@@ -55,12 +50,6 @@ def _first_child(pid: int) -> int | None:
     return int(children[0]) if children else None
 
 
-def _number_of(pid: int) -> int | None:
-    with IPRoute() as netlink:
-        number = int(netlink.get_netnsid(pid=pid)["nsid"])
-    return None if number == _UNNUMBERED else number
-
-
 def faults_inside(guest: Guest) -> tuple[str, ...]:
     """A line for each device inside that leads out by another way than a veth pair.
 
@@ -70,11 +59,9 @@ def faults_inside(guest: Guest) -> tuple[str, ...]:
     init = _first_child(controller) if controller else None
     if init is None:
         return ()
-    with NetNS(f"/proc/{init}/ns/net", flags=0) as netlink:
-        inside = [link_of(message) for message in netlink.get_links()]
     return tuple(
         f"{link.kind or 'host'} device {link.name!r} cannot be cut: detach it"
-        for link in inside
+        for link in links_of(init)
         if _leads_out(link)
     )
 

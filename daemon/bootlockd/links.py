@@ -11,6 +11,7 @@ import select
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -21,13 +22,19 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from bootlockd.errors import FenceError
 from bootlockd.nft import TABLE
 
-#: linux/if.h, linux/rtnetlink.h, linux/netfilter/nfnetlink.h
+#: linux/if.h, linux/netlink.h, linux/rtnetlink.h, linux/if_link.h, linux/netfilter/nfnetlink.h
 IFF_UP = 1
-RTM_NEWLINK, RTM_DELLINK = 16, 17
+NLM_F_REQUEST, NLM_F_DUMP = 1, 0x300
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+IFLA_TARGET_NETNSID = 46
 RTMGRP_LINK = 1
 NETLINK_NETFILTER = 12
 NFNLGRP_NFTABLES = 7
 SO_RCVBUFFORCE = 33
+
+#: What the kernel answers for a namespace without a number.
+_UNNUMBERED = 0xFFFFFFFF
 
 #: Room for what happens while rules are written; what doesn't fit is said to be lost.
 BUFFER = 8 << 20
@@ -66,6 +73,30 @@ def links() -> dict[str, Link]:
     except (NetlinkError, OSError) as error:
         raise FenceError(f"the network devices cannot be listed: {error}") from error
     return {link.name: link for link in found}
+
+
+def links_of(pid: int) -> list[Link]:
+    """All links of a process's network namespace, asked for from here. Raises OSError.
+
+    Entering it would take CAP_SYS_ADMIN. The kernel tells of another namespace by its number in
+    ours; one that no link of ours leads into gets its number now.
+    """
+    number = namespace_of(pid)
+    if number is None:
+        # Another thread may have given it one.
+        with suppress(FileExistsError), _as_os_error(), IPRoute() as netlink:
+            netlink.set_netnsid(pid=pid)
+        number = namespace_of(pid)
+    if number is None:
+        raise ProcessLookupError(f"the network namespace of process {pid} has gone")
+    return list(_links_in(_dump(number)))
+
+
+def namespace_of(pid: int) -> int | None:
+    """The number in ours of a process's network namespace, if it has one. Raises OSError."""
+    with _as_os_error(), IPRoute() as netlink:
+        number = int(netlink.get_netnsid(pid=pid)["nsid"])
+    return None if number == _UNNUMBERED else number
 
 
 def set_up(link: Link, up: bool) -> None:
@@ -131,6 +162,34 @@ class NetlinkEvents:
         self._links.close()
         self._rules.close()
         os.close(self._wake)
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        raise OSError(error.code, os.strerror(error.code)) from error
+
+
+def _dump(namespace: int) -> list[bytes]:
+    """The links there as the kernel tells them; pyroute2 can't ask for them."""
+    # struct nlmsghdr, struct ifinfomsg, and one attribute.
+    question = struct.pack("=IHHII", 40, RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
+    question += bytes(16) + struct.pack("=HHi", 8, IFLA_TARGET_NETNSID, namespace)
+    found: list[bytes] = []
+    raw = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+    with socket.socket(socket.AF_NETLINK, raw, socket.NETLINK_ROUTE) as asked:
+        asked.sendto(question, (0, 0))
+        while True:
+            for message in _split(asked.recv(1 << 16)):
+                (kind,) = struct.unpack_from("=H", message, 4)
+                if kind == NLMSG_DONE:
+                    return found
+                if kind == NLMSG_ERROR:
+                    (code,) = struct.unpack_from("=i", message, 16)
+                    raise OSError(-code, os.strerror(-code))
+                found.append(message)
 
 
 def _listener(protocol: int, groups: int) -> socket.socket:
