@@ -11,7 +11,7 @@ from types import FrameType
 
 import click
 
-from bootlockd import __version__
+from bootlockd import __version__, realtime
 from bootlockd.config import DEFAULT_CONFIG, Config, load
 from bootlockd.errors import BootlockdError
 from bootlockd.notify import notify
@@ -43,6 +43,7 @@ def cli(path: Path, check_config: bool) -> None:
     if check_config:
         click.echo(f"{path}: no fault")
         return
+    realtime.keep()
     ending = threading.Event()
     while not ending.is_set():
         config = _run(path, config, ending)

@@ -9,13 +9,12 @@ out to be others' are never touched.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterable
 from typing import Protocol
 
-from bootlockd import guestnics, links
+from bootlockd import guestnics, links, realtime
 from bootlockd.errors import BootlockdError
 from bootlockd.links import Changes, Link, NetlinkEvents
 from bootlockd.values import Guest
@@ -31,9 +30,6 @@ CHASE_LATE_STEP = 0.025
 
 #: A look that takes long makes the pause longer, by this factor: at most a fifth of one core.
 CHASE_SHARE = 4
-
-#: Of SCHED_RR, which the kernel grants 95 % of the time at most.
-PRIORITY = 5
 
 #: Seconds until what failed is tried again: often something was only just going or coming.
 SHORTEST_REST = 0.005
@@ -90,7 +86,7 @@ class NetWatch:
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        realtime.make(self._thread.start)
 
     def stop(self) -> None:
         """End, and wait for the end."""
@@ -188,6 +184,6 @@ class NetWatch:
 def _hurry() -> None:
     """Run before whatever loads the host, and with us the nft processes that this thread starts."""
     try:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(PRIORITY))
+        realtime.take()
     except OSError as error:
         log.info("network watch: at ordinary priority, slower on a loaded host: %s", error)

@@ -25,6 +25,7 @@ from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 
+from bootlockd import realtime
 from bootlockd.errors import FenceError
 from bootlockd.inotify import Inotify, Mask
 from bootlockd.offenders import Finding, Offender, has_ended, lives, offender_of, opened
@@ -33,8 +34,6 @@ from bootlockd.qemus import FileId, Held, Qemus, start_of
 
 log = logging.getLogger(__name__)
 
-#: Above everything ordinary, below what kernels and audio use.
-_PRIORITY = 5
 #: Seconds after a held disk was opened at which QEMUs are looked at again: the opener gets its
 #: descriptor only after the event was sent.
 _LOOK_AGAIN = (0.003, 0.03)
@@ -105,9 +104,10 @@ class Watcher:
             threading.Thread(target=self._urgently, args=[loop], name=f"watch {name}", daemon=True)
             for name, loop in loops.items()
         ]
-        self._threads.append(threading.Thread(target=self._pass_on, name="found", daemon=True))
         for thread in self._threads:
-            thread.start()
+            realtime.make(thread.start)
+        self._threads.append(threading.Thread(target=self._pass_on, name="found", daemon=True))
+        self._threads[-1].start()
 
     def stop(self) -> None:
         """End all threads. Can be called again, and before ``start``."""
@@ -220,9 +220,7 @@ class Watcher:
 
     def _urgently(self, loop: Callable[[], None]) -> None:
         try:
-            # 0: this thread. What it starts is ordinary again.
-            policy = os.SCHED_RR | os.SCHED_RESET_ON_FORK
-            os.sched_setscheduler(0, policy, os.sched_param(_PRIORITY))
+            realtime.take()
         except OSError as error:
             log.warning("processes are watched without real-time priority: %s", error)
         try:

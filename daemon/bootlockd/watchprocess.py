@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from bootlockd import realtime
 from bootlockd.errors import FenceError
 from bootlockd.offenders import Finding, Offender
 from bootlockd.qemus import FileId
@@ -71,14 +72,16 @@ class WatchProcess:
         with its_orders, its_findings:
             numbers = (its_orders.fileno(), its_findings.fileno())
             arguments = [json.dumps(sys.path), *map(str, numbers), *self._settings]
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _BEGIN, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=numbers,
-                cwd="/",
-                # A terminal's Ctrl-C is for the daemon.
-                start_new_session=True,
+            self._process = realtime.make(
+                lambda: subprocess.Popen(
+                    [sys.executable, "-I", "-c", _BEGIN, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=numbers,
+                    cwd="/",
+                    # A terminal's Ctrl-C is for the daemon.
+                    start_new_session=True,
+                )
             )
         self._orders = Connection(orders.detach())
         self._reader = threading.Thread(
@@ -195,6 +198,7 @@ class WatchProcess:
 
 def serve(orders: str, findings: str, pid_directory: str, action: str) -> None:
     """In the process: do what is ordered until nobody is there to order any more."""
+    realtime.keep()
     # The daemon's end is told by its socket; until then this goes on.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
