@@ -8,7 +8,6 @@ fences do.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 import libvirt
 
+from bootlockd import hostpath
 from bootlockd.errors import NotStarted, Unreachable
 from bootlockd.values import Guest, Power
 from lockdb import disks
@@ -263,7 +263,7 @@ def _aliases(opened: Any, keys: frozenset[str]) -> frozenset[str]:
     for key in keys:
         kind, _, name = key.partition(":")
         if kind == "path":
-            aliases.add(disks.path_key(os.path.realpath(name)))
+            aliases.add(disks.path_key(hostpath.real(name)))
             aliases.update(_volume_of(opened, name))
         elif kind == "volume":
             aliases.update(_paths_of(opened, *name.split("/", 1)))
@@ -285,4 +285,4 @@ def _paths_of(opened: Any, pool: str, volume: str) -> list[str]:
     except libvirt.libvirtError:
         # The pool is gone or inactive: the volume's own key still holds.
         return []
-    return [disks.path_key(path), disks.path_key(os.path.realpath(path))]
+    return [disks.path_key(path), disks.path_key(hostpath.real(path))]

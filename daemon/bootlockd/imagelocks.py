@@ -17,6 +17,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from bootlockd import hostpath
+
 _FIRST_USE = 100
 _FIRST_UNSHARED = 200
 _BYTES = 4
@@ -40,7 +42,7 @@ class Inode:
 def inode_at(path: str) -> Inode | None:
     """The disk at ``path``, or None if there is no file or block device. Raises OSError."""
     try:
-        status = os.stat(path)
+        status = os.stat(hostpath.reachable(path))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return _inode(status)
@@ -54,7 +56,9 @@ def inode_of(descriptor: int) -> Inode | None:
 
 def open_disk(path: str) -> int:
     """A read-only descriptor, which is enough for read locks. Raises OSError."""
-    return os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return os.open(
+        hostpath.reachable(path), os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+    )
 
 
 def is_used(descriptor: int) -> bool:

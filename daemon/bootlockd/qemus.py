@@ -26,6 +26,8 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
+from bootlockd import hostpath
+
 #: In every build of every version; together in nothing else.
 _QEMU_MARKS = (b"QEMU emulator version ", b"specify machine UUID")
 _LOADER_MARKS = (b"--library-path", b"--inhibit-cache")
@@ -187,7 +189,7 @@ class Qemus:
         for argument in arguments[1:_LOADER_ARGUMENTS]:
             if argument.startswith(b"/"):
                 with suppress(OSError):
-                    if self._programs.of(argument) is Program.QEMU:
+                    if self._programs.of(hostpath.reachable(os.fsdecode(argument))) is Program.QEMU:
                         return True
         return False
 

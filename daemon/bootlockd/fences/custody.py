@@ -24,7 +24,7 @@ from enum import StrEnum
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bootlockd import hypervisor, savedimage
+from bootlockd import hostpath, hypervisor, savedimage
 from bootlockd.errors import FenceError
 from bootlockd.savedimage import SavedImage
 from bootlockd.savewatch import SavedImageWatcher
@@ -303,6 +303,7 @@ def _files(case: Case) -> list[str] | None:
         kind, _, path = key.partition(":")
         if kind != "path":
             return None
+        path = hostpath.reachable(path)
         if os.path.isfile(path):
             found.append(path)
         elif os.path.lexists(path):

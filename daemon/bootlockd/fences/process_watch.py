@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from bootlockd import hostpath
 from bootlockd.config import ProcessWatch, WatchAction
 from bootlockd.errors import FenceError
 from bootlockd.offenders import Finding, Offender
@@ -258,12 +259,13 @@ def _files(keys: Sequence[str]) -> dict[FileId, Path]:
         kind, _, name = key.partition(":")
         if kind == "path":
             try:
-                disk = file_id(os.stat(name))
+                path = hostpath.reachable(name)
+                disk = file_id(os.stat(path))
             except (OSError, ValueError):
                 # Not here now, as on the host that an instance has left.
                 continue
             if disk:
-                found.setdefault(disk, Path(name))
+                found.setdefault(disk, Path(path))
     return found
 
 
