@@ -130,7 +130,7 @@ def open_db(path: Path = DEFAULT_PATH, *, read_only: bool = False) -> LockDB:
 def create(path: Path, *, now: int, host: str, gid: int | None = None) -> bool:
     """Make the database at ``path``, or bring an older one up to date. True if it was made.
 
-    ``gid`` owns directory (0750) and file (0640). Raises DatabaseError: an existing file that is
+    ``gid`` owns directory (02750) and file (0640). Raises DatabaseError: an existing file that is
     not a bootlock database is left as it is.
     """
     try:
@@ -140,6 +140,8 @@ def create(path: Path, *, now: int, host: str, gid: int | None = None) -> bool:
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         if gid is not None:
             os.chown(path.parent, -1, gid)
+            # What the daemon makes there belongs to the group as well.
+            path.parent.chmod(0o2750)
         for orphan in (_wal(path), path.with_name(path.name + "-shm")):
             # SQLite would replay a lost database's log into the new one.
             if orphan.exists():

@@ -24,7 +24,7 @@ EXPECTED = {
     "-rwxr-xr-x root:root /etc/libvirt/hooks/libxl.d/50-bootlock",
     "-rwxr-xr-x root:root /etc/libvirt/hooks/lxc.d/50-bootlock",
     "-rwxr-xr-x root:root /etc/libvirt/hooks/qemu.d/50-bootlock",
-    "drwxr-xr-x root:root /run/bootlock",
+    "drwxr-sr-x root:bootlock /run/bootlock",
     "-rwxr-xr-x root:root /usr/bin/bootlock",
     "-rwxr-xr-x root:root /usr/bin/bootlockd",
     "drwxr-xr-x root:root /usr/lib/bootlock",
@@ -46,7 +46,7 @@ EXPECTED = {
     "-rw-r--r-- root:root /usr/share/zsh/vendor-completions/_bootlock",
 }
 STATE = {
-    "drwxr-x--- root:bootlock /var/lib/bootlock",
+    "drwxr-s--- root:bootlock /var/lib/bootlock",
     "-rw-r----- root:bootlock /var/lib/bootlock/lock.db",
 }
 # Nobody's directories where fish is not installed.
@@ -142,7 +142,7 @@ def test_without_systemd(host: PrivateHost, built: Path) -> None:
     before = listing(host)
     install(host, built)
     assert added(host, before) > STATE
-    assert "drwxr-xr-x root:root /run/bootlock" in added(host, before)
+    assert "drwxr-sr-x root:bootlock /run/bootlock" in added(host, before)
     assert "bootlock:x:" in host.run(["getent", "group", "bootlock"]).stdout
     uninstall(host, built, "PURGE=1")
     assert listing(host) == before

@@ -23,7 +23,7 @@ def database(patient: Patient) -> Iterator[Finding]:
         return
     wrong = [
         finding
-        for place, most in ((path.parent, 0o750), (path, 0o640))
+        for place, most in ((path.parent, 0o2750), (path, 0o640))
         for finding in _permissions(place, most)
     ]
     yield from wrong or [ok("database", f"{path}: opens, only root may write it")]
