@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 #: Seconds that the cycle may take to answer: it never blocks, so this is a defect's bound.
 ANSWER_LIMIT = 10.0
 
+#: Seconds that looks wait, at the start, for what needs no libvirt.
+FIRST_LIMIT = 5.0
+
 T = TypeVar("T")
 
 
@@ -101,6 +104,11 @@ class Cycle:
         self._listing_since: float | None = None
         self._notes = threading.Thread()
         self._next_look = 0.0
+        self._look_again = False
+        #: Instances that are to be prepared before any job waits for libvirt, and that are being.
+        self._first: list[str] = []
+        self._preparing: set[str] = set()
+        self._first_until = 0.0
 
     def wake(self, wake: Wake) -> None:
         """From any thread: look at an instance, or at everything."""
@@ -111,6 +119,7 @@ class Cycle:
         for fence in self.fences:
             fence.start(self.wake)
         try:
+            self._prepare()
             while self._turn():
                 self.after_turn(self)
         finally:
@@ -127,9 +136,15 @@ class Cycle:
             raise OSError("the cycle does not turn") from None
 
     @property
+    def is_prepared(self) -> bool:
+        """What can be done before libvirt answers was done, or takes too long."""
+        return not self._first and not self._preparing
+
+    @property
     def is_idle(self) -> bool:
         """No job is under way or waits for its turn."""
-        return not self._under_way and not self._waiting and self._listing_since is None
+        has_jobs = self._under_way or self._waiting or not self.is_prepared
+        return not has_jobs and self._listing_since is None
 
     def is_treated(self, instance: str) -> bool:
         """No job for this instance is under way, waits, or must run again."""
@@ -146,6 +161,8 @@ class Cycle:
         if now >= self._next_look:
             self._next_look = now + self.config.daemon.interval
             self._look_at_everything()
+        if not self.is_prepared and now >= self._first_until:
+            self._give_up_preparing()
         for instance in [name for name, due in self._due.items() if due <= now]:
             del self._due[instance]
             self._treat(instance)
@@ -160,6 +177,8 @@ class Cycle:
         due += [moment - now for moment in self._due.values()]
         if self._under_way:
             due.append(1.0)
+        if not self.is_prepared:
+            due.append(self._first_until - now)
         found: list[Message] = []
         try:
             found.append(self.inbox.get(timeout=max(0.0, min(due))))
@@ -181,6 +200,37 @@ class Cycle:
             self._listed(message)
         elif isinstance(message, Request):
             message.answer(self)
+
+    # -- starting -----------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Begin with what the database alone orders: libvirt may wait for us, and then start.
+
+        Jobs that look wait until all of it is under way, and READY for its end: ``FIRST_LIMIT``
+        at most, since a disk's storage may hang.
+        """
+        self.read_holds()
+        cases = self._cases({})
+        self._follow(cases)
+        # Of others nothing is known here, and a provider may hold a hundred thousand.
+        here = [case for case in cases if case.disks or case.instance in self._standing]
+        self._first = [case.instance for case in here if case.holds]
+        self._first_until = time.monotonic() + FIRST_LIMIT
+
+    def _give_up_preparing(self) -> None:
+        left = [*self._preparing, *self._first]
+        log.error(
+            "instance=%s and %d more are not prepared in %d s: their disks' storage may hang",
+            left[0],
+            len(left) - 1,
+            FIRST_LIMIT,
+        )
+        self._first.clear()
+        self._preparing.clear()
+
+    def _follow(self, cases: Sequence[Case]) -> None:
+        for fence in self.fences:
+            fence.follow(cases)
 
     # -- looking ------------------------------------------------------------------------------
 
@@ -215,6 +265,8 @@ class Cycle:
     def _look_at_everything(self) -> None:
         self.read_holds()
         if self._listing_since is not None:
+            # What happened after it began it may not show.
+            self._look_again = True
             return
         self._listing_since = time.monotonic()
         threading.Thread(target=self._list, name="list", daemon=True).start()
@@ -232,18 +284,20 @@ class Cycle:
 
     def _listed(self, listing: Listing) -> None:
         self._listing_since = None
+        if self._look_again:
+            self._look_again, self._next_look = False, 0.0
         self.health.looked = int(time.time())
         if listing.error and not self.health.libvirt_error:
             log.error("libvirt shows no guests: %s", listing.error)
         self.health.libvirt_error = listing.error
         if listing.error:
             # One hung guest hangs the list. Each instance is looked at by itself.
+            self._follow(self._cases({}))
             for instance in self._held() | self._standing:
                 self._treat_later(instance)
             return
         cases = self._cases(listing.guests)
-        for fence in self.fences:
-            fence.follow(cases)
+        self._follow(cases)
         absent = []
         for case in cases:
             reached = any(fence.wanted(case) and fence.reaches(case) for fence in self.fences)
@@ -331,19 +385,37 @@ class Cycle:
                 "instance=%s does not answer, its job is under way since %d s", instance, patience
             )
         self.health.stuck = tuple(sorted(stuck))
-        while self._waiting and len(self._under_way) - len(stuck) < self.config.daemon.workers:
-            instance = next(iter(self._waiting))
-            del self._waiting[instance]
-            self._under_way[instance] = now
-            known = [hold for hold in self.holds.values() if hold.instance == instance]
-            job = Job(instance, known)
-            threading.Thread(target=self._work, args=[job], name=instance, daemon=True).start()
+        while len(self._under_way) - len(stuck) < self.config.daemon.workers:
+            job = self._next_job()
+            if job is None:
+                return
+            self._under_way[job.instance] = now
+            threading.Thread(target=self._work, args=[job], name=job.instance, daemon=True).start()
+
+    def _next_job(self) -> Job | None:
+        """What needs no libvirt goes first: what needs it may hang until that one starts."""
+        if self._first:
+            instance = self._first.pop()
+            self._waiting.pop(instance, None)
+            # The job that looks is the next one.
+            self._again.add(instance)
+            self._preparing.add(instance)
+            return Job(instance, self._known(instance), looks=False)
+        if not self._waiting:
+            return None
+        instance = next(iter(self._waiting))
+        del self._waiting[instance]
+        return Job(instance, self._known(instance))
+
+    def _known(self, instance: str) -> list[Hold]:
+        return [hold for hold in self.holds.values() if hold.instance == instance]
 
     def _work(self, job: Job) -> None:
         self.inbox.put(self._worker.run(job))
 
     def _done(self, done: Done) -> None:
         self.jobs.add(time.monotonic() - self._under_way.pop(done.instance))
+        self._preparing.discard(done.instance)
         for row in done.changed:
             facts = (row.instance, row.hold, row.fence, row.state, row.detail)
             log.info("instance=%s hold=%s fence=%s state=%s %s", *facts)

@@ -11,7 +11,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from bootlockd import guestnics, links, realtime
@@ -60,8 +63,22 @@ class Guarded(Protocol):
     def woken(self, instances: Iterable[str], reason: str) -> None:
         """Have the instances' jobs look."""
 
+    def guard(self, isolated: Mapping[str, Guest | None]) -> None:
+        """Guard these and look out for those without a guest."""
+
+    def discover(self, *, search: bool = False) -> set[str]:
+        """Guard those that were looked out for and are found to run. Who they are."""
+
     def sweep(self, known: set[str]) -> None:
         """Undo what is cut for instances whose holds ended unseen."""
+
+
+@dataclass(frozen=True)
+class _Followed:
+    """What the cycle has seen: all instances, and those to be isolated."""
+
+    known: set[str]
+    isolated: Mapping[str, Guest | None]
 
 
 class NetWatch:
@@ -76,7 +93,7 @@ class NetWatch:
         self._chase_pause = CHASE_STEP
         self._all_again = True
         self._rest = 0.0
-        self._sweep: set[str] | None = None
+        self._followed: SimpleQueue[_Followed] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="network watch", daemon=True)
 
     @property
@@ -95,9 +112,12 @@ class NetWatch:
         self._thread.join()
         self._events.close()
 
-    def sweep(self, known: set[str]) -> None:
-        """From any thread: have looked for what belongs to none of ``known``."""
-        self._sweep = known
+    def follow(self, known: set[str], isolated: Mapping[str, Guest | None]) -> None:
+        """From any thread: guard ``isolated``; have looked for what belongs to none of ``known``.
+
+        ``isolated`` has the guests that libvirt shows, and None for one that it does not.
+        """
+        self._followed.put(_Followed(known, isolated))
         self._events.wake()
 
     def _run(self) -> None:
@@ -134,15 +154,26 @@ class NetWatch:
     def _react(self, changes: Changes) -> None:
         everything = self._all_again or changes.rules or changes.lost
         self._all_again = False
+        followed = self._last_followed()
+        if followed:
+            self._fence.guard(followed.isolated)
+        if followed or everything:
+            self._cut(self._fence.discover(search=True), "found without libvirt")
         concerned = set(self._fence.targets()) if everything else set()
         for link in changes.links:
             concerned |= self._linked(link)
         self._cut(concerned, "rules" if everything else "links")
         if self._chases:
             self._chase()
-        if self._sweep is not None:
-            known, self._sweep = self._sweep, None
-            self._fence.sweep(known)
+        if followed:
+            self._fence.sweep(followed.known)
+
+    def _last_followed(self) -> _Followed | None:
+        last = None
+        with suppress(Empty):
+            while True:
+                last = self._followed.get_nowait()
+        return last
 
     def _linked(self, link: Link) -> set[str]:
         """Do at once what one link needs; the instances whose rules have to be looked at too."""
@@ -164,6 +195,7 @@ class NetWatch:
 
     def _chase(self) -> None:
         began = time.monotonic()
+        self._cut(self._fence.discover(), "found without libvirt")
         new = {
             instance
             for instance, guest in self._fence.targets().items()

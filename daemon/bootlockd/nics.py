@@ -12,17 +12,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
-from bootlockd.values import Guest
+from bootlockd.values import Guest, Power
 
 PROC = Path("/proc")
 SYS = Path("/sys")
 PID_FILES = Path("/run/libvirt/qemu")
+
+#: Whose guest one is that only /proc has shown: libvirt's word replaces it.
+UNSEEN = "qemu:///system"
 
 #: PCI base class of network controllers, and InfiniBand of before it got a place there.
 _NETWORK_CLASSES = ("0x02", "0x0c06")
@@ -66,6 +69,23 @@ def process_of(guest: Guest, *, search: bool = True) -> int | None:
         return None
     found = (int(entry) for entry in os.listdir(PROC) if entry.isdecimal())
     return next((pid for pid in found if _is_of(pid, guest.uuid)), None)
+
+
+def running(instances: Set[str], *, search: bool) -> list[Guest]:
+    """Those of ``instances`` that a QEMU runs, as seen without libvirt.
+
+    ``search``: among all processes, and not only in libvirt's files.
+    """
+    found = {uuid: name for name in _named() if (uuid := _uuid_of(_from_pid_file(name)))}
+    if search and instances - found.keys():
+        pids = [int(entry) for entry in os.listdir(PROC) if entry.isdecimal()]
+        # Without a name it is found among all processes each time.
+        found = {uuid: "" for pid in pids if (uuid := _uuid_of(pid))} | found
+    return [
+        Guest(UNSEEN, name, uuid, Power.RUNNING, None, persistent=True, has_managed_save=False)
+        for uuid, name in found.items()
+        if uuid in instances
+    ]
 
 
 def of_process(pid: int, by_index: dict[int, str]) -> Nics:
@@ -142,6 +162,20 @@ def _from_pid_file(name: str) -> int | None:
         return int(text)
     except (OSError, ValueError):
         return None
+
+
+def _named() -> list[str]:
+    """The guests that libvirt has files for, which it names after them."""
+    try:
+        return [path.stem for path in PID_FILES.glob("*.pid")]
+    except OSError:
+        return []
+
+
+def _uuid_of(pid: int | None) -> str | None:
+    """The UUID on a QEMU's command line, as libvirt writes it; None for other processes."""
+    words = command_of(pid) if pid is not None else []
+    return next((uuid for option, uuid in pairwise(words) if option == "-uuid"), None)
 
 
 def _is_of(pid: int, uuid: str) -> bool:

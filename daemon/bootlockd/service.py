@@ -22,9 +22,6 @@ from bootlockd.values import Wake
 
 log = logging.getLogger(__name__)
 
-#: Seconds that READY waits for libvirt, which may be hung, or wait itself until we are ready.
-LIBVIRT_PATIENCE = 5.0
-
 #: Seconds between turns that nothing asks for.
 NEVER = 3600.0
 
@@ -56,11 +53,10 @@ class Service:
             DatabaseFeeder(config.database.path, self._holds_changed),
             *self._events,
         ]
-        self._began = time.monotonic()
         self._said = ""
         self._watchdog = watchdog_interval()
         self._next_ping = 0.0
-        self._cycle.longest_wait = LIBVIRT_PATIENCE
+        self._cycle.longest_wait = self._watchdog / 3 if self._watchdog else NEVER
 
     def run(self) -> None:
         """Serve. Raises BootlockdError if it can't begin."""
@@ -103,7 +99,7 @@ class Service:
     def _after_turn(self, cycle: Cycle) -> None:
         now = time.monotonic()
         try:
-            if cycle.health.looked or now > self._began + LIBVIRT_PATIENCE:
+            if cycle.is_prepared:
                 self._announce(cycle)
             # Only from a cycle that turns: a stuck one is to be restarted.
             if self._watchdog and now >= self._next_ping:
@@ -115,10 +111,10 @@ class Service:
     def _announce(self, cycle: Cycle) -> None:
         summary = _summary(cycle)
         if not self._said:
-            # Only now is what was held before enforced again, or under way.
+            # What can be done before libvirt answers was done. libvirt may wait for this to start:
+            # to wait for it here would be to wait for each other.
             notify("READY=1", f"STATUS={summary}")
             log.info("ready: %s", summary)
-            cycle.longest_wait = self._watchdog / 3 if self._watchdog else NEVER
         elif summary != self._said:
             notify(f"STATUS={summary}")
         self._said = summary
@@ -129,6 +125,6 @@ def _summary(cycle: Cycle) -> str:
     faults = [health.database_error, health.libvirt_error]
     faults += [f"{len(health.stuck)} instances do not answer"] if health.stuck else []
     faults += [f"{len(health.vanished)} holds vanished"] if health.vanished else []
-    faults += [] if health.looked else ["libvirt does not answer"]
+    faults += [] if health.looked else ["libvirt has not answered yet"]
     words = [f"enforcing {len(cycle.holds)} holds", *filter(None, faults)]
     return "; ".join(" ".join(word.split()) for word in words)

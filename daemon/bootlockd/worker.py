@@ -40,10 +40,14 @@ LOOK_LIMIT = 60.0
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is given. ``known`` are the holds last read: they hold if the file is lost."""
+    """What a worker is given. ``known`` are the holds last read: they hold if the file is lost.
+
+    ``looks``: libvirt is asked; otherwise only what the database alone orders is done.
+    """
 
     instance: str
     known: Sequence[Hold]
+    looks: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Worker:
         """Look at one instance, do what it needs, report. Never raises."""
         with _at_work.setdefault(job.instance, threading.Lock()):
             try:
-                return self._run(job)
+                return self._run(job) if job.looks else self._prepare(job)
             except Exception as error:
                 # A defect; the instance must not stay unguarded for it.
                 log.exception("instance=%s", job.instance)
@@ -92,6 +96,37 @@ class Worker:
         ends = [permit.until for permit in case.permits] + [hold.until for hold in case.holds]
         tries += [end for end in ends if end is not None and end > now]
         return Done(job.instance, changed, min(tries, default=None), unreported)
+
+    def _prepare(self, job: Job) -> Done:
+        """What fences can do before libvirt answers. A job that looks comes after it."""
+        changed: list[Enforcement] = []
+        try:
+            case = self._from_database(job, int(time.time()))
+        except LockDBError as error:
+            return Done(job.instance, (), None, str(error))
+        for _ in ("", "what was announced"):
+            outcomes = self._prepared(case)
+            rows = [row for row in self._rows(case, outcomes) if _is_news(case, row)]
+            recorded, unreported = self._report(rows)
+            changed += recorded
+            if unreported or not any(row.state is State.PENDING for row in rows):
+                break
+            case = replace(case, rows={**case.rows, **{(r.hold, r.fence): r for r in rows}})
+        return Done(case.instance, changed, None)
+
+    def _prepared(self, case: Case) -> dict[str, Outcome]:
+        outcomes = {}
+        for fence in self._fences.values():
+            try:
+                outcome = fence.prepare(case) if fence.wanted(case) else None
+            except BootlockdError as error:
+                # The job that looks tries again at once, and records it.
+                facts = (case.instance, fence.name, error)
+                log.info("instance=%s fence=%s not before libvirt answers: %s", *facts)
+                continue
+            if outcome:
+                outcomes[fence.name] = outcome
+        return outcomes
 
     def look(self, job: Job, now: int) -> Case:
         """The instance as it is now. Raises Unreachable, or DatabaseError without known holds."""
@@ -181,6 +216,11 @@ class Worker:
         except DatabaseError as error:
             log.error("enforcement is not recorded: %s", error)
             return rows, str(error)
+
+
+def _is_news(case: Case, row: Enforcement) -> bool:
+    last = case.rows.get((row.hold, row.fence))
+    return last is None or (last.state, last.detail) != (row.state, row.detail)
 
 
 def _row(case: Case, hold: str, fence: str, outcome: Outcome) -> Enforcement:

@@ -43,6 +43,10 @@ class FakeFence(Quiet):
     def __init__(self, name: str = "fake") -> None:
         self.name = name
         self.acts: dict[str, str] = {}
+        #: What it prepares; its first outcome for an instance says just that it is about to.
+        self.prepares: set[str] = set()
+        self.prepared: list[str] = []
+        self.followed: list[list[Case]] = []
         self.calls: list[tuple[str, str]] = []
         self.up: set[str] = set()
         self.let_go = threading.Event()
@@ -58,6 +62,18 @@ class FakeFence(Quiet):
 
     def reaches(self, case: Case) -> bool:
         return case.guest is not None
+
+    def follow(self, cases: Sequence[Case]) -> None:
+        self.followed.append(list(cases))
+
+    def prepare(self, case: Case) -> Outcome | None:
+        if case.instance not in self.prepares:
+            return None
+        with self._called("prepare", case.instance):
+            if not case.rows:
+                return Outcome(State.PENDING, "about to")
+            self.prepared.append(case.instance)
+            return Outcome(State.ENFORCED, "prepared")
 
     def apply(self, case: Case) -> Outcome:
         with self._called("apply", case.instance):

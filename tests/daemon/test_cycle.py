@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,10 +18,10 @@ from bootlockd.errors import Unreachable
 from bootlockd.values import Guest, Wake
 from bootlockd.worker import RETRY, Job, Worker
 from daemon.fakes import FakeFence, guest, place, release, settings, turning, uuid
-from lockdb import database, enforcements, permits
+from lockdb import database, disks, enforcements, permits
 from lockdb.enforcements import Enforcement, State
 from lockdb.values import Operation
-from privatehost import wait_until
+from privatehost import PATIENCE, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -204,6 +207,98 @@ def test_without_a_list_each_instance_is_looked_at_by_itself(
         wait_until(lambda: states(lock_db, uuid(2)) == [State.ENFORCED], "the other one is done")
         assert cycle.health.libvirt_error == "it hangs"
         assert uuid(1) not in fence.up
+
+
+@pytest.fixture
+def silence(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A libvirt that answers nothing until this is set: it may wait for us to be ready."""
+    answers = threading.Event()
+    for name in ("observe", "guests"):
+        ask = getattr(hypervisor, name)
+
+        def wait(*question: Any, ask: Any = ask) -> Any:
+            assert answers.wait(PATIENCE)
+            return ask(*question)
+
+        monkeypatch.setattr(hypervisor, name, wait)
+    yield answers
+    answers.set()
+
+
+def record_disk(path: Path, *instances: str) -> None:
+    with database.open_db(path) as opened:
+        for instance in instances:
+            disks.record(opened, instance, [f"path:/{instance}"], now=1)
+
+
+def test_what_needs_no_libvirt_is_done_and_recorded_before_it_answers(
+    lock_db: Path, silence: threading.Event
+) -> None:
+    fence, here = FakeFence(), [uuid(number) for number in range(40)]
+    for number in range(200):
+        place(lock_db, uuid(number))
+    fence.prepares = set(here)
+    record_disk(lock_db, *here)
+    with turning(settings(lock_db, workers=4), [fence]) as cycle:
+        wait_until(lambda: cycle.ask(lambda c: c.is_prepared), "all is prepared")
+        assert sorted(fence.prepared) == here
+        assert all(states(lock_db, instance) == [State.ENFORCED] for instance in here)
+        assert not fence.up, "nothing was applied without having looked"
+        assert {case.instance for case in fence.followed[0]} == {uuid(n) for n in range(200)}
+        assert not any(case.guest for case in fence.followed[0])
+        silence.set()
+        wait_until(lambda: len(fence.up) == 200, "libvirt answers: all are looked at")
+    assert not fence.twice
+
+
+def test_a_disk_that_hangs_delays_what_needs_no_libvirt_only_for_a_while(
+    lock_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bootlockd.cycle.FIRST_LIMIT", 0.2)
+    fence, hung = FakeFence(), uuid(1)
+    fence.prepares, fence.acts[hung] = {hung}, "hang"
+    for number in (1, 2):
+        place(lock_db, uuid(number))
+    record_disk(lock_db, hung)
+    with turning(settings(lock_db, workers=1), [fence]) as cycle:
+        wait_until(lambda: cycle.ask(lambda c: c.is_prepared), "it is given up")
+        wait_until(lambda: states(lock_db, uuid(2)) == [State.ENFORCED], "the other one is done")
+        fence.let_go.set()
+        wait_until(lambda: hung in fence.up, "it is looked at when it is let go")
+
+
+def test_what_is_to_be_watched_is_told_to_fences_while_libvirt_fails(
+    lock_db: Path, libvirt: dict[str, Exception]
+) -> None:
+    fence, instance = FakeFence(), uuid(1)
+    libvirt["list"] = Unreachable("it hangs", "")
+    with turning(settings(lock_db), [fence]) as cycle:
+        wait_until(lambda: cycle.health.looked, "the first look")
+        place(lock_db, instance)
+        cycle.wake(Wake("look"))
+        wait_until(lambda: fence.followed[-1], "it is told")
+    assert fence.followed[-1][0].instance == instance
+
+
+def test_a_look_that_is_asked_for_during_another_one_is_not_lost(
+    lock_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What happened between the list of guests and the first event is in neither."""
+    listed, go_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    def guests(_uri: str, _seconds: float = 0) -> dict[str, Guest]:
+        listed.release()
+        assert go_on.acquire(timeout=PATIENCE)
+        return {}
+
+    monkeypatch.setattr(hypervisor, "guests", guests)
+    with turning(settings(lock_db), [FakeFence()]) as cycle:
+        assert listed.acquire(timeout=PATIENCE)
+        cycle.wake(Wake("connected"))
+        cycle.ask(lambda c: c.health)
+        go_on.release()
+        assert listed.acquire(timeout=PATIENCE), "it lists again"
+        go_on.release()
 
 
 def test_what_is_not_on_this_host_is_told_once_and_not_worked_on(lock_db: Path) -> None:

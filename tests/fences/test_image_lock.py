@@ -61,6 +61,24 @@ def test_it_is_announced_before_anything_is_locked(fence: ImageLockFence, disk: 
     assert fence.apply(replace(announced(disk), rows={})).state is State.ENFORCED
 
 
+def test_before_libvirt_answers_what_is_free_is_locked_and_no_more_is_said(
+    fence: ImageLockFence, disk: Path
+) -> None:
+    unseen = announced(disk, guest=None)
+    user = use(disk)
+    assert fence.prepare(unseen) is None
+    assert fence.prepare(announced(disk.with_name("elsewhere"), guest=None)) is None
+    os.close(user)
+    about_to = fence.prepare(replace(unseen, rows={}))
+    assert about_to
+    assert about_to.detail == ABOUT_TO
+    assert not is_locked(disk)
+    locked = fence.prepare(unseen)
+    assert locked
+    assert locked.state is State.ENFORCED
+    assert is_locked(disk)
+
+
 def test_only_the_bytes_are_locked_that_stop_openers(fence: ImageLockFence, disk: Path) -> None:
     fence.apply(announced(disk))
     assert lock_on(disk, 100) is None

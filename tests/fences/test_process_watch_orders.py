@@ -248,6 +248,17 @@ def test_a_state_lock_and_a_permit_stop_nothing(bench: Bench) -> None:
     assert_runs(bench, bench.start(uuid=bench.instance))
 
 
+def test_its_disks_are_watched_for_before_libvirt_has_told_of_it(bench: Bench) -> None:
+    bench.place()
+    fence = bench.fence()
+    assert fence.prepare(bench.case(disks=False)) is None
+    outcome = fence.prepare(bench.case())
+    assert outcome
+    assert outcome.state is State.ENFORCED
+    drive = f"file={bench.disk},format=raw,file.locking=off"
+    assert_killed(bench, bench.start("-drive", drive), f"disk {bench.disk}")
+
+
 def test_an_instance_that_is_not_here_is_watched_for(bench: Bench) -> None:
     bench.place()
     fence = bench.fence()

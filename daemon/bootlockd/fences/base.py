@@ -40,18 +40,31 @@ class Fence(Protocol):
     def lift(self, case: Case) -> Outcome:
         """Undo it, exactly. LIFTED when nothing of it is left."""
 
+    def prepare(self, case: Case) -> Outcome | None:
+        """What can be done before libvirt answers, at the daemon's start: ``guest`` is unknown.
+
+        Called where it is wanted, and, for an outcome of PENDING, once more when that is recorded.
+        None: nothing to tell before libvirt has told of the guest.
+        """
+
     def start(self, wake: Callable[[Wake], None]) -> None:
         """Begin to watch for what only this fence sees; ``wake`` may be called from any thread."""
 
     def follow(self, cases: Sequence[Case]) -> None:
-        """All instances that have holds or rows, after each full look: what a watcher guards."""
+        """All instances that have holds or rows, at each full look: what a watcher guards.
+
+        Without any guest at the start, and where libvirt does not answer. Returns at once.
+        """
 
     def stop(self) -> None:
         """End the watchers. What is enforced stays enforced."""
 
 
 class Quiet:
-    """A fence without watchers: the parts of ``Fence`` that it does not need."""
+    """A fence without watchers, that can do nothing before libvirt answers."""
+
+    def prepare(self, case: Case) -> Outcome | None:
+        """Nothing."""
 
     def start(self, wake: Callable[[Wake], None]) -> None:
         """No watcher."""

@@ -92,6 +92,9 @@ class CustodyFence:
         """Watch both directories."""
         self._watcher.start(wake)
 
+    def prepare(self, _case: Case) -> Outcome | None:
+        """Nothing: where its image lies is known from its domain's name."""
+
     def follow(self, _cases: Sequence[Case]) -> None:
         """The directories may have come, or been made anew."""
         self._watcher.watch()

@@ -105,6 +105,13 @@ class ImageLockFence(Quiet):
             return Outcome(State.NOT_HERE, RUNS_ON)
         return Outcome(State.PENDING, f"in use: {_list(used)}", case.now + RETRY)
 
+    def prepare(self, case: Case) -> Outcome | None:
+        """Lock what is not in use: libvirt may be about to start who knows what."""
+        outcome = self.apply(case)
+        # That a disk is in use, or none is here, is said once libvirt has told of the guest.
+        said = outcome.is_enforced or outcome.detail == ABOUT_TO
+        return outcome if said else None
+
     def lift(self, case: Case) -> Outcome:
         """Let all of them go: for a permitted start, or for good."""
         name = _group(case)

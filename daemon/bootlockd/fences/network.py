@@ -7,7 +7,8 @@ no device on the host can't be cut; the enforcement then fails and names them, w
 
 What is cut is the kernel's to remember; which links were up before, a file's (see ``downed``). A
 thread listens to netlink and cuts again what came back or came anew, before any job could:
-it looks at the process's descriptors, not at libvirt, which may hang.
+it looks at the process's descriptors, not at libvirt, which may hang. After a boot libvirt answers
+only when its autostarts are done: what it has not shown yet is found by its UUID in /proc.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class NetworkFence:
         self._watch: netwatch.NetWatch | None = None
         self._wake: Callable[[Wake], None] = lambda _wake: None
         self._left_alone: set[str] = set()
+        #: To be isolated, but libvirt shows no guest, or does not answer. The watcher's own.
+        self._unseen: set[str] = set()
 
     # -- as every fence -----------------------------------------------------------------------
 
@@ -117,6 +120,9 @@ class NetworkFence:
         self._undo(case.instance)
         return Outcome(State.LIFTED)
 
+    def prepare(self, _case: Case) -> Outcome | None:
+        """Nothing to wait for: the watcher guards it from the first ``follow`` on."""
+
     def start(self, wake: Callable[[Wake], None]) -> None:
         """Listen to netlink."""
         self._wake = wake
@@ -124,12 +130,10 @@ class NetworkFence:
         self._watch.start()
 
     def follow(self, cases: Sequence[Case]) -> None:
-        """Guard what is to be isolated, and have looked for what was left over."""
-        for case in cases:
-            if case.guest and self.wanted(case):
-                self._guard(case.guest)
+        """Guard what is to be isolated, seen or not, and have looked for what was left over."""
         if self._watch:
-            self._watch.sweep({case.instance for case in cases})
+            isolated = {case.instance: case.guest for case in cases if self.wanted(case)}
+            self._watch.follow({case.instance for case in cases}, isolated)
 
     def stop(self) -> None:
         """Listen no longer. What is cut stays cut."""
@@ -198,6 +202,23 @@ class NetworkFence:
         """Have the instances' jobs look."""
         for instance in instances:
             self._wake(Wake(reason, instance))
+
+    def guard(self, isolated: Mapping[str, Guest | None]) -> None:
+        """Guard these, and look out for those of which libvirt shows nothing."""
+        for guest in isolated.values():
+            if guest:
+                self._guard(guest)
+        unseen = {name for name, guest in isolated.items() if guest is None}
+        # What was seen once is found by its name.
+        self._unseen = unseen - self.targets().keys()
+
+    def discover(self, *, search: bool = False) -> set[str]:
+        """Guard those of the unseen that a QEMU runs. Who they are."""
+        found = nics.running(self._unseen, search=search) if self._unseen else []
+        for guest in found:
+            self._guard(guest)
+            self._unseen.discard(guest.uuid)
+        return {guest.uuid for guest in found}
 
     def sweep(self, known: set[str]) -> None:
         """Undo what is cut for instances whose holds ended unseen. Raises FenceError."""

@@ -114,6 +114,13 @@ class ProcessWatchFence:
             return Outcome(State.FAILED, _running(remaining))
         return self._outcome(case, disks, left)
 
+    def prepare(self, case: Case) -> Outcome | None:
+        """Watch for it by its disks too. By UUID all are watched for, see ``follow``."""
+        if not case.disks:
+            return None
+        outcome = self.apply(case)
+        return outcome if outcome.is_enforced else None
+
     def lift(self, case: Case) -> Outcome:
         """Watch for it no more."""
         self._watcher.unguard(case.instance)
