@@ -16,9 +16,12 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlite_utils import Database
+
+from lockdb.errors import DatabaseCorrupt
 
 GENESIS = "0" * 64
 _HEAD = re.compile(r"([1-9]\d*) ([0-9a-f]{64})")
@@ -45,6 +48,7 @@ def append(db: Database, event: str, at: int, **facts: Any) -> Head:
     if not db.conn.in_transaction:
         raise RuntimeError("a journal entry belongs into the transaction that it records")
     last = head(db)
+    _must_be_the_end(db, last)
     entry = canonical({"seq": last.seq + 1, "at": at, "event": event, "prev": last.hash, **facts})
     new = Head(last.seq + 1, digest(entry))
     db.execute(
@@ -59,6 +63,18 @@ def head(db: Database) -> Head:
     row = db.execute("SELECT value FROM meta WHERE key = 'journal_head'").fetchone()
     noted = _HEAD.fullmatch(row[0]) if row else None
     return Head(int(noted[1]), noted[2]) if noted else Head(0, GENESIS)
+
+
+def _must_be_the_end(db: Database, last: Head) -> None:
+    """Raises DatabaseCorrupt: an entry after an older head would be one in the middle."""
+    (end,) = db.execute("SELECT ifnull(max(seq), 0) FROM journal").fetchone()
+    if end > last.seq:
+        path = db.execute("PRAGMA database_list").fetchone()[2]
+        raise DatabaseCorrupt(
+            Path(path),
+            f"the journal ends at {end}, and meta has {last.seq or 'none'} as its head",
+            "nothing can be recorded any more: restore a backup; holds stay in force meanwhile",
+        )
 
 
 def entries(

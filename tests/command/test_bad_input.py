@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -146,6 +147,19 @@ def test_a_database_of_a_newer_bootlock_is_left_alone(cli: Cli) -> None:
         result = cli(*command)
         assert result.exit == 5
         assert "newer bootlock (m9999_from_the_future); upgrade bootlock" in result.err
+
+
+def test_a_journal_without_its_head_is_exit_code_5_and_names_a_way_out(cli: Cli) -> None:
+    hold = cli.place(UNKNOWN)
+    with closing(sqlite3.connect(cli.path)) as other, other:
+        other.execute("DELETE FROM meta WHERE key = 'journal_head'")
+    for command in (["place", UNKNOWN, *WHY], ["release", hold, *WHY]):
+        result = cli(*command)
+        assert result.exit == 5
+        assert "the journal ends at 2, and meta has none as its head" in result.err
+        assert "restore a backup" in result.err
+        assert result.err.count("\n") == 1
+    assert hold in cli.ok("list").out
 
 
 @contextmanager

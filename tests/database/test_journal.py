@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from database.soundness import log, verified
 from lockdb import database, holds, journal
 from lockdb.database import LockDB
+from lockdb.errors import DatabaseCorrupt
 from lockdb.journal import Fault, Head
 from samples import HELD, NOW, OTHER, new_hold
 
@@ -205,6 +206,24 @@ def test_a_head_that_is_none_is_noticed(forged: Path, forger: Forger, head: str 
     if head is not None:
         forger.run("INSERT INTO meta VALUES ('journal_head', ?)", head)
     assert _outcome(forged) == Fault(1, "the journal's head was 0")
+
+
+@pytest.mark.parametrize("head", [None, "x", "3 " + "0" * 64])
+def test_behind_a_lost_head_nothing_is_recorded(
+    forged: Path, forger: Forger, head: str | None
+) -> None:
+    """An entry would be one in the middle, and SQLite's own words would say nothing to anybody."""
+    forger.run("DELETE FROM meta WHERE key = 'journal_head'")
+    if head is not None:
+        forger.run("INSERT INTO meta VALUES ('journal_head', ?)", head)
+    with (
+        database.open_db(forged) as lock_db,
+        pytest.raises(DatabaseCorrupt, match=rf"lock\.db: the journal ends at {LENGTH}") as raised,
+    ):
+        holds.place(lock_db, new_hold(HELD), now=NOW)
+    assert "restore a backup" in raised.value.hint
+    with database.open_db(forged) as lock_db:
+        assert len(holds.active(lock_db, now=NOW)) == LENGTH - 1
 
 
 @pytest.mark.parametrize("seq", range(2, LENGTH + 1))
