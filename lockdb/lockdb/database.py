@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -25,6 +26,7 @@ from lockdb.errors import (
     RESTORE,
     DatabaseCorrupt,
     DatabaseForbidden,
+    DatabaseFull,
     DatabaseMissing,
     SchemaMismatch,
     translated,
@@ -36,15 +38,24 @@ DEFAULT_PATH = Path("/var/lib/bootlock/lock.db")
 #: Seconds to wait for another writer. Long: writers queue, and a user must see no lock error.
 BUSY_TIMEOUT = 60.0
 
+#: Seconds that a file must have been left alone to be copied.
+AT_REST = 1.0
+
 
 class LockDB:
-    """An open lock database; use ``open_db``. Closes itself as a context manager."""
+    """An open lock database; use ``open_db``. Closes itself as a context manager.
 
-    def __init__(self, db: Database, path: Path, *, is_frozen: bool = False) -> None:
+    ``problem``: why this is a copy of what the file holds; empty for the file itself.
+    """
+
+    def __init__(
+        self, db: Database, path: Path, *, is_frozen: bool = False, problem: str = ""
+    ) -> None:
         self.db = db
         self.path = path
         #: Read without locks: true only while nobody writes. See lockdb.onlooker.
         self.is_frozen = is_frozen
+        self.problem = problem
 
     def __enter__(self) -> LockDB:
         return self
@@ -110,21 +121,23 @@ def open_db(path: Path = DEFAULT_PATH, *, read_only: bool = False) -> LockDB:
     """Open a database that ``create`` made. Raises DatabaseError, never creates or migrates.
 
     A reader who may not write its directory still reads it: while no write-ahead log exists, the
-    file alone is the whole database.
+    file alone is the whole database. So does one on a full disk, where SQLite can't make the
+    ``-shm`` that it needs: from a copy, see ``LockDB.problem``.
     """
     _must_exist(path)
     mode = "mode=ro" if read_only else "mode=rw"
     is_frozen = read_only and not os.access(path.parent, os.W_OK) and not _wal(path).exists()
     if is_frozen:
         mode = "mode=ro&immutable=1"
-    with translated(path):
-        lock_db = LockDB(_connect(path, mode, read_only), path, is_frozen=is_frozen)
     try:
-        _check_schema(lock_db)
-    except BaseException:
-        lock_db.close()
-        raise
-    return lock_db
+        with translated(path):
+            lock_db = LockDB(_connect(path, mode, read_only), path, is_frozen=is_frozen)
+        return _checked(lock_db)
+    except (DatabaseFull, DatabaseForbidden) as error:
+        copy = _copied(path) if read_only else None
+        if copy is None:
+            raise
+        return _checked(LockDB(copy, path, problem=str(error)))
 
 
 def create(path: Path, *, now: int, host: str, gid: int | None = None) -> bool:
@@ -212,11 +225,56 @@ def _migrate(path: Path, now: int) -> None:
             journal.append(db, "migrated", now, steps=pending)
 
 
-def _check_schema(lock_db: LockDB) -> None:
-    if _pending(lock_db):
-        raise SchemaMismatch(
-            lock_db.path, "was made by an older bootlock", "run 'bootlock init' to upgrade it"
-        )
+def _copied(path: Path) -> Database | None:
+    """What the file holds, in memory; None unless the file is the whole, and lay still meanwhile.
+
+    SQLite reads it as if nobody could change it, which is true only if nobody did.
+    """
+    before = _at_rest(path)
+    if before is None:
+        return None
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        source = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+        # Not read by ourselves: closing the file would end the locks of our other connections.
+        with translated(path), closing(sqlite3.connect(source, uri=True)) as file:
+            file.backup(connection)
+        if _at_rest(path) == before:
+            db = Database(connection, execute_plugins=False)
+            db.execute("PRAGMA query_only=1")
+            return db
+    except BaseException:
+        connection.close()
+        raise
+    connection.close()
+    return None
+
+
+def _at_rest(path: Path) -> tuple[int, ...] | None:
+    """What changes whenever the file does; None if its log has something that the file lacks."""
+    try:
+        logged = _wal(path).stat().st_size if _wal(path).exists() else 0
+        status = path.stat()
+    except OSError:
+        return None
+    # Two writes within one tick of the kernel's clock leave the same time.
+    is_new = abs(time.time_ns() - status.st_mtime_ns) < AT_REST * 1e9
+    if logged or is_new:
+        return None
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _checked(lock_db: LockDB) -> LockDB:
+    """The same, if its schema is ours. Raises DatabaseError."""
+    try:
+        if _pending(lock_db):
+            raise SchemaMismatch(
+                lock_db.path, "was made by an older bootlock", "run 'bootlock init' to upgrade it"
+            )
+    except BaseException:
+        lock_db.close()
+        raise
+    return lock_db
 
 
 def _pending(lock_db: LockDB) -> list[str]:

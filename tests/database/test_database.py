@@ -257,6 +257,34 @@ def test_a_disk_that_takes_nothing_is_an_error_and_loses_nothing(
     assert len(assert_whole(path)) == 1
 
 
+def test_on_a_full_disk_the_file_is_read_without_what_sqlite_would_make(path: Path) -> None:
+    """As after a boot: nobody has it open, and there is no room for the -shm."""
+    place(path)
+    _age(path)
+    assert _attempt("read", path, full_disk(path.parent)) == "1"
+    assert _attempt("place", path, full_disk(path.parent)) == "DatabaseFull"
+
+
+def test_on_a_full_disk_a_log_is_not_left_unread(path: Path) -> None:
+    """The file alone is an older state then, in which the hold is missing."""
+    with database.open_db(path):
+        place(path)
+        assert _log(path).stat().st_size
+        _log(path).with_name("lock.db-shm").unlink()
+        _age(path)
+        assert _attempt("read", path, full_disk(path.parent)) == "DatabaseFull"
+
+
+def _log(path: Path) -> Path:
+    return path.with_name("lock.db-wal")
+
+
+def _age(path: Path) -> None:
+    """It was written to a minute ago."""
+    then = path.stat().st_mtime - 60
+    os.utime(path, (then, then))
+
+
 def test_on_a_read_only_file_system_the_file_alone_is_read(path: Path) -> None:
     place(path)
     assert _attempt("read", path, read_only(path.parent)) == "1"
