@@ -42,6 +42,22 @@ class RawQemu:
             *map(str, more),
         ]
 
+    def domain_xml(self, name: str, uuid: str) -> str:
+        """The same guest as a domain of libvirt's."""
+        return (
+            "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
+            f"<name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>16</memory>"
+            "<os><type arch='x86_64' machine='pc'>hvm</type>"
+            f"<loader readonly='yes' type='rom'>{self._rom}</loader></os>"
+            "<devices><controller type='usb' model='none'/><memballoon model='none'/></devices>"
+            "<qemu:commandline>"
+            "<qemu:arg value='-chardev'/>"
+            f"<qemu:arg value='file,id=out,path={self.output}'/>"
+            "<qemu:arg value='-device'/>"
+            "<qemu:arg value='isa-debugcon,iobase=0xe9,chardev=out'/>"
+            "</qemu:commandline></domain>"
+        )
+
     def start(
         self, *more: str | Path, uuid: str | None = None, program: Sequence[str | Path] = (QEMU,)
     ) -> subprocess.Popen[bytes]:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from fences.watchscene import Bench, assert_killed, assert_runs, is_alive
-from privatehost import PrivateHost, domain_xml, wait_until
-from rawqemu import QEMU
+from privatehost import PrivateHost, wait_until
+from rawqemu import QEMU, RawQemu
 
 pytestmark = pytest.mark.live
 
@@ -78,17 +78,36 @@ def test_a_script_that_becomes_qemu_is_killed(bench: Bench) -> None:
     assert_killed(bench, process, "uuid")
 
 
-def test_libvirts_embedded_driver_is_killed(bench: Bench) -> None:
+def test_libvirts_embedded_driver_is_killed_before_its_guest_runs(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     # In a private host: the embedded driver wants a virtlogd.
     with PrivateHost() as host:
+        qemu = RawQemu(host.images)
+        domain = host.images / "domain.xml"
+        root = host.root / "embedded"
+        (root / "etc").mkdir(parents=True)
+        shutil.copy(host.outside("/etc/libvirt/qemu.conf"), root / "etc")
+        embed: list[str | Path] = ["virt-qemu-run", "-r", root, domain]
+        # One that nobody holds tells that it runs: the same guest, and what it says is heard.
+        domain.write_text(qemu.domain_xml("free", str(uuids.uuid4())))
+        free = host.popen(embed)
+        wait_until(lambda: qemu.ran, "the guest of another one runs")
+        host.run(["pkill", "-x", "virt-qemu-run"])
+        free.wait(120)
+        qemu.output.unlink()
+
         bench.place()
         bench.fence(pid_directory=host.outside("/run/libvirt/qemu")).apply(bench.case())
-        domain = host.images / "domain.xml"
-        domain.write_text(domain_xml("embedded", bench.instance))
-        embedded = host.popen(["virt-qemu-run", "-r", host.root / "embedded", domain])
+        domain.write_text(qemu.domain_xml("held", bench.instance))
+        embedded = host.popen(embed)
         wait_until(bench.entries, "the kill is in the journal")
         # It fails as its QEMU is gone.
         assert embedded.wait(120) != 0
+        assert not qemu.ran
+        assert not [at for at in host.processes().values() if bench.instance in at]
+    (said,) = [record for record in caplog.messages if "matched=uuid killed" in record]
+    print(f"qemu:///embed: {said.partition('killed ')[2]} from its exec to its end")
     (entry,) = bench.entries()
     assert entry["matched"] == "uuid"
     assert entry["instance"] == bench.instance
