@@ -22,7 +22,6 @@ from bootlockd.errors import Unreachable
 from bootlockd.inotify import Inotify, Mask
 from lockdb import proofs
 from lockdb.database import open_db
-from lockdb.errors import DatabaseError
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +154,8 @@ class _Prover:
         try:
             with open_db(self._config.database.path) as lock_db:
                 proofs.record(lock_db, self._uri, armed=proof.armed, answer=proof.answer, now=now)
-        except DatabaseError as error:
+        except Exception as error:
+            # This thread must not end in silence.
             log.error("uri=%s the proof is not recorded: %s", self._uri, error)
 
 
@@ -179,6 +179,14 @@ class _HookFiles:
         self._touched.set()
 
     def _watch(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._note_changes()
+            except Exception:
+                log.exception("the hook's files are not watched")
+                self._stop.wait(RETRY)
+
+    def _note_changes(self) -> None:
         self._watch_what_is_there()
         for change in self._changes:
             if change.mask & (Mask.ISDIR | Mask.IGNORED | Mask.OVERFLOW):

@@ -15,7 +15,6 @@ from queue import SimpleQueue
 from bootlockd.inotify import Inotify, Mask
 from lockdb import breakglass
 from lockdb.database import open_db
-from lockdb.errors import DatabaseError
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +87,8 @@ class BreakGlassWatch:
         try:
             with open_db(self._database) as lock_db:
                 breakglass.record(lock_db, present=present, seen=seen, now=int(time.time()))
-        except DatabaseError as error:
+        except Exception as error:
+            # Whatever it is: it is to be recorded once that is over.
             log.debug("the break-glass file is not journalled yet: %s", error)
             return False
         return True

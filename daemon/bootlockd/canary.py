@@ -37,7 +37,7 @@ class Proof:
 
 def prove(uri: str) -> Proof:
     """Start a canary at ``uri``. Raises Unreachable."""
-    return hypervisor.bounded(lambda: _prove(uri), TIME_LIMIT)
+    return hypervisor.bounded(lambda: _prove(uri), TIME_LIMIT, f"canary {uri}")
 
 
 def _prove(uri: str) -> Proof:

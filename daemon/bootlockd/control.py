@@ -53,6 +53,8 @@ LINE_MAX = 4096
 LINE_LIMIT = 10.0
 #: Seconds between two looks at a hold's rows while somebody waits for them.
 POLL = 0.05
+#: Seconds until connections are taken again after that failed.
+RETRY = 1.0
 #: Seconds between two answers to who waits, so that both sides see that the other is there.
 BEAT = 1.0
 
@@ -80,6 +82,7 @@ class ControlSocket:
         self._status = status
         self._listener = socket.socket(socket.AF_UNIX)
         self._others = threading.BoundedSemaphore(OTHERS_MAX)
+        self._stopping = threading.Event()
 
     def start(self) -> None:
         """Listen. Raises BootlockdError."""
@@ -98,6 +101,7 @@ class ControlSocket:
 
     def stop(self) -> None:
         """Stop listening."""
+        self._stopping.set()
         # Closing alone would leave the thread that accepts where it is.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -130,15 +134,25 @@ class ControlSocket:
         while True:
             try:
                 link, _ = self._listener.accept()
-            except OSError:
-                # Closed by stop().
-                return
+            except OSError as error:
+                if self._stopping.is_set():
+                    return
+                # Short of descriptors, say: whoever asks next must be answered.
+                log.error("control: %s", error)
+                self._stopping.wait(RETRY)
+                continue
             is_root = _user(link) == 0
-            if is_root or self._others.acquire(blocking=False):
-                serve = self._serve if is_root else self._serve_other
-                threading.Thread(target=serve, args=[link], daemon=True).start()
-            else:
+            if not is_root and not self._others.acquire(blocking=False):
                 link.close()
+                continue
+            serve = self._serve if is_root else self._serve_other
+            try:
+                threading.Thread(target=serve, args=[link], daemon=True).start()
+            except RuntimeError as error:
+                log.error("control: %s", error)
+                link.close()
+                if not is_root:
+                    self._others.release()
 
     def _serve_other(self, link: socket.socket) -> None:
         try:

@@ -19,7 +19,7 @@ from typing import TypeVar
 from bootlockd import hypervisor
 from bootlockd.config import Config
 from bootlockd.durations import Durations
-from bootlockd.errors import BootlockdError
+from bootlockd.errors import NoSuchDriver
 from bootlockd.fences.base import Fence
 from bootlockd.values import Case, Guest, Wake
 from bootlockd.worker import Done, Job, Worker
@@ -47,7 +47,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Listing:
-    """All guests that libvirt shows, or why it shows none."""
+    """The guests that libvirt shows, and why it may not show all."""
 
     guests: Mapping[str, Guest]
     error: str = ""
@@ -102,7 +102,8 @@ class Cycle:
         self._again: set[str] = set()
         self._due: dict[str, float] = {}
         self._listing_since: float | None = None
-        self._notes = threading.Thread()
+        #: Set while they are written.
+        self._notes = threading.Event()
         self._next_look = 0.0
         self._look_again = False
         #: Instances that are to be prepared before any job waits for libvirt, and that are being.
@@ -175,7 +176,7 @@ class Cycle:
         now = time.monotonic()
         due = [self.longest_wait, self._next_look - now]
         due += [moment - now for moment in self._due.values()]
-        if self._under_way:
+        if self._under_way or self._waiting:
             due.append(1.0)
         if not self.is_prepared:
             due.append(self._first_until - now)
@@ -241,11 +242,18 @@ class Cycle:
             # Only read: another writer may hold the file for long, and this thread never waits.
             with open_db(self.config.database.path, read_only=True) as lock_db, lock_db.read():
                 self._read(lock_db, now)
-            self.health.database_error = ""
+                problem = lock_db.problem
+            if problem and problem != self.health.database_error:
+                log.error("the holds are read from a copy: %s", problem)
+            self.health.database_error = problem
         except DatabaseError as error:
             if not self.health.database_error:
                 log.error("the holds last read stay in force: %s; %s", error, error.hint)
             self.health.database_error = str(error)
+        except Exception as error:
+            # A row that nobody foresaw must not end the daemon, and what it knows with it.
+            log.exception("the holds last read stay in force")
+            self.health.database_error = repr(error)
 
     def _read(self, lock_db: LockDB, now: int) -> None:
         current = {hold.id: hold for hold in holds.active(lock_db, now=now)}
@@ -269,18 +277,27 @@ class Cycle:
             self._look_again = True
             return
         self._listing_since = time.monotonic()
-        threading.Thread(target=self._list, name="list", daemon=True).start()
+        if not _started(self._list, name="list"):
+            self._listing_since = None
 
     def _list(self) -> None:
         found: dict[str, Guest] = {}
-        failures = []
-        for uri in self.config.libvirt.uris:
+        lost, absent = [], []
+        uris = self.config.libvirt.uris
+        for uri in uris:
             try:
-                found |= hypervisor.guests(uri)
-            except BootlockdError as error:
-                failures.append(str(error))
-        all_failed = len(failures) == len(self.config.libvirt.uris)
-        self.inbox.put(Listing(found, failures[0] if all_failed else ""))
+                if hypervisor.drivers.is_absent(uri):
+                    absent.append(f"{uri}: libvirtd has no such driver")
+                else:
+                    found |= hypervisor.guests(uri)
+            except NoSuchDriver as error:
+                absent.append(str(error))
+            except Exception as error:
+                # A defect too: without an answer there would never be another look.
+                lost.append(str(error) or repr(error))
+        if len(absent) == len(uris):
+            lost += absent
+        self.inbox.put(Listing(found, "; ".join(lost)))
 
     def _listed(self, listing: Listing) -> None:
         self._listing_since = None
@@ -288,16 +305,15 @@ class Cycle:
             self._look_again, self._next_look = False, 0.0
         self.health.looked = int(time.time())
         if listing.error and not self.health.libvirt_error:
-            log.error("libvirt shows no guests: %s", listing.error)
+            log.error("libvirt does not show all guests: %s", listing.error)
         self.health.libvirt_error = listing.error
+        cases = self._cases(listing.guests)
+        self._follow(cases)
         if listing.error:
             # One hung guest hangs the list. Each instance is looked at by itself.
-            self._follow(self._cases({}))
             for instance in self._held() | self._standing:
                 self._treat_later(instance)
             return
-        cases = self._cases(listing.guests)
-        self._follow(cases)
         absent = []
         for case in cases:
             reached = any(fence.wanted(case) and fence.reaches(case) for fence in self.fences)
@@ -305,9 +321,10 @@ class Cycle:
                 self._treat(case.instance)
             else:
                 absent.append(case)
-        if not self._notes.is_alive():
-            self._notes = threading.Thread(target=self._note, args=[absent], daemon=True)
-            self._notes.start()
+        if not self._notes.is_set():
+            self._notes.set()
+            if not _started(self._note, absent, name="notes"):
+                self._notes.clear()
 
     def _cases(self, guests: Mapping[str, Guest]) -> list[Case]:
         by_instance: dict[str, list[Hold]] = {name: [] for name in self._standing}
@@ -351,6 +368,8 @@ class Cycle:
                 enforcements.record_new(lock_db, rows)
         except DatabaseError as error:
             log.error("refusals and absent instances are not recorded: %s", error)
+        finally:
+            self._notes.clear()
 
     # -- acting -------------------------------------------------------------------------------
 
@@ -389,8 +408,12 @@ class Cycle:
             job = self._next_job()
             if job is None:
                 return
+            if not _started(self._work, job, name=job.instance):
+                # A turn comes each second meanwhile.
+                self._preparing.discard(job.instance)
+                self._treat(job.instance)
+                return
             self._under_way[job.instance] = now
-            threading.Thread(target=self._work, args=[job], name=job.instance, daemon=True).start()
 
     def _next_job(self) -> Job | None:
         """What needs no libvirt goes first: what needs it may hang until that one starts."""
@@ -417,8 +440,9 @@ class Cycle:
         self.jobs.add(time.monotonic() - self._under_way.pop(done.instance))
         self._preparing.discard(done.instance)
         for row in done.changed:
-            facts = (row.instance, row.hold, row.fence, row.state, row.detail)
-            log.info("instance=%s hold=%s fence=%s state=%s %s", *facts)
+            facts = (row.instance, row.hold, row.fence, row.state)
+            took = done.took.get(row.fence, 0.0)
+            log.info("instance=%s hold=%s fence=%s state=%s took=%.3f %s", *facts, took, row.detail)
             if row.state not in {State.LIFTED, State.NOT_HERE}:
                 self._standing.add(done.instance)
         if done.next_try is not None:
@@ -427,3 +451,13 @@ class Cycle:
         if done.instance in self._again:
             self._again.discard(done.instance)
             self._treat(done.instance)
+
+
+def _started(target: Callable[..., None], *arguments: object, name: str) -> bool:
+    """Whether there is a thread that does it: what hangs may have all that the unit allows."""
+    try:
+        threading.Thread(target=target, args=arguments, name=name, daemon=True).start()
+    except RuntimeError as error:
+        log.error("%s waits: %s; see TasksMax= of the unit", name, error)
+        return False
+    return True

@@ -3,6 +3,7 @@
 BootlockdError
 ├── ConfigError     a setting that can't be used: names file and key
 ├── Unreachable     libvirt did not answer
+│   └── NoSuchDriver    it never will at this URI: there is no such driver on this host
 ├── NotStarted      libvirt did not start a guest
 └── FenceError      a fence could not do what a hold orders
 """
@@ -22,6 +23,10 @@ class ConfigError(BootlockdError):
 
 class Unreachable(BootlockdError):
     """libvirt did not answer, or not in time."""
+
+
+class NoSuchDriver(Unreachable):
+    """This host has no such driver of libvirt's, and so none of its guests."""
 
 
 class NotStarted(BootlockdError):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import libvirt
 
-from bootlockd.hypervisor import one_line
+from bootlockd.errors import Unreachable
+from bootlockd.hypervisor import RECHECK, drivers, one_line
+from bootlockd.hypervisor import connection as connection_to
 from bootlockd.values import Wake
 
 log = logging.getLogger(__name__)
@@ -17,6 +20,9 @@ log = logging.getLogger(__name__)
 #: Seconds between two attempts to connect: the first, and the longest.
 FIRST_RETRY = 0.1
 LONGEST_RETRY = 10.0
+
+#: Seconds until libvirt's loop is run again after an error, which should never be.
+LOOP_RETRY = 1.0
 
 #: libvirt asks its daemon this often (seconds), and gives it up after so many silences.
 KEEPALIVE = (5, 3)
@@ -38,7 +44,12 @@ def run_event_loop() -> None:
 
 def _run_forever() -> None:
     while True:
-        libvirt.virEventRunDefaultImpl()
+        try:
+            libvirt.virEventRunDefaultImpl()
+        except Exception:
+            # Without this thread no event would ever come again, and nobody would know.
+            log.exception("libvirt's event loop")
+            time.sleep(LOOP_RETRY)
 
 
 class EventFeeder:
@@ -60,6 +71,7 @@ class EventFeeder:
         self._on_connect = on_connect
         self._stop = threading.Event()
         self._lost = threading.Event()
+        self._due = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"events {uri}", daemon=True)
 
     def start(self) -> None:
@@ -67,9 +79,14 @@ class EventFeeder:
         run_event_loop()
         self._thread.start()
 
+    def again(self) -> None:
+        """Try now: there may be another libvirtd."""
+        self._due.set()
+
     def stop(self) -> None:
         """End the connection."""
         self._stop.set()
+        self._due.set()
         self._lost.set()
         self._thread.join(5)
 
@@ -77,21 +94,31 @@ class EventFeeder:
         wait = FIRST_RETRY
         complained = False
         while not self._stop.is_set():
+            self._due.clear()
+            began = time.monotonic()
             try:
                 self._serve()
-                wait, complained = FIRST_RETRY, False
-            except libvirt.libvirtError as error:
+                complained = False
+            except (libvirt.libvirtError, Unreachable) as error:
                 # An absent driver is the rule for two of the three default URIs: said once.
                 if not complained:
                     log.info("uri=%s no events: %s", self.uri, one_line(error))
                 complained = True
-                wait = min(wait * 2, LONGEST_RETRY)
-            self._stop.wait(wait)
+            except Exception:
+                # Nobody else hears what happens to these guests.
+                log.exception("uri=%s events", self.uri)
+            # One that breaks each connection at once is not to be worn out by new ones.
+            lasted = time.monotonic() - began > LONGEST_RETRY
+            wait = FIRST_RETRY if lasted else min(wait * 2, LONGEST_RETRY)
+            self._due.wait(RECHECK if drivers.is_absent(self.uri) else wait)
 
     def _serve(self) -> None:
-        """Connected until the connection is lost. Raises libvirtError if it can't connect."""
+        """Connected until that is lost. Raises libvirtError or Unreachable if it can't be."""
         self._lost.clear()
-        connection = libvirt.openReadOnly(self.uri)
+        with connection_to(self.uri) as connection:
+            self._listen(connection)
+
+    def _listen(self, connection: Any) -> None:
         try:
             connection.setKeepAlive(*KEEPALIVE)
             connection.registerCloseCallback(lambda *_: self._lost.set(), None)
@@ -107,7 +134,6 @@ class EventFeeder:
                 log.warning("uri=%s connection lost", self.uri)
         finally:
             self.connected = False
-            connection.close()
 
     def _happened(self, _connection: Any, domain: Any, *details: Any) -> None:
         self._wake(Wake(f"libvirt event {details[-1]}", domain.UUIDString()))

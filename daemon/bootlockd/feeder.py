@@ -18,7 +18,6 @@ from sqlite_utils import Database
 from bootlockd.inotify import Inotify, Mask
 from lockdb import journal
 from lockdb.database import open_db
-from lockdb.errors import DatabaseError
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +115,8 @@ class DatabaseFeeder:
                 mark = _Mark((status.st_dev, status.st_ino), journal.head(db).seq)
                 same = mark.file == last.file and mark.seq >= last.seq
                 touched = _touched(db, last.seq) if same else []
-        except (OSError, DatabaseError) as error:
+        except Exception as error:
+            # The cycle says why it can't be read. This thread goes on, whatever it was.
             log.debug("the database can't be read: %s", error)
             if last.file:
                 self._changed([])

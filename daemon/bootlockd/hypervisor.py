@@ -4,11 +4,16 @@ libvirt's calls have no time limit of their own, and a connection serves five of
 hung guest would stand in the way of all others. So each question opens a connection of its own (a
 few milliseconds), and ``bounded`` gives up waiting. Nothing here changes a guest, except ``start``;
 fences do.
+
+A driver that is not on this host knows no guest; one that does not answer may run any. So "no such
+guest" is an answer only if all drivers that there are gave it.
 """
 
 from __future__ import annotations
 
+import errno
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -17,7 +22,7 @@ from typing import Any, TypeVar
 import libvirt
 
 from bootlockd import hostpath
-from bootlockd.errors import NotStarted, Unreachable
+from bootlockd.errors import NoSuchDriver, NotStarted, Unreachable
 from bootlockd.values import Guest, Power
 from lockdb import disks
 from lockdb.errors import InvalidValue, NotFound
@@ -29,6 +34,9 @@ TIME_LIMIT = 10.0
 #: Seconds that a start may take: it may read much RAM.
 START_LIMIT = 600.0
 
+#: Seconds until libvirtd is asked again for a driver that it does not have: it logs each question.
+RECHECK = 600.0
+
 T = TypeVar("T")
 
 _POWER = {
@@ -37,6 +45,49 @@ _POWER = {
 }
 
 libvirt.registerErrorHandler(lambda _context, _error: None, None)
+
+
+class Drivers:
+    """What this process has learned of libvirt's drivers, by URI. For any thread."""
+
+    def __init__(self) -> None:
+        self._answered: set[str] = set()
+        self._absent_until: dict[str, float] = {}
+
+    def is_absent(self, uri: str) -> bool:
+        """libvirtd has said so, not long ago: it need not be asked."""
+        return time.monotonic() < self._absent_until.get(uri, 0.0)
+
+    def look_again(self) -> None:
+        """There may be a new libvirtd, with other drivers."""
+        self._absent_until.clear()
+
+    def answers(self, uri: str) -> None:
+        """A connection was opened."""
+        self._answered.add(uri)
+        self._absent_until.pop(uri, None)
+
+    def failure(self, uri: str, error: libvirt.libvirtError) -> Unreachable:
+        """Why there is no connection; remembers a driver that libvirtd does not have."""
+        said = f"{uri}: {one_line(error)}"
+        if error.get_error_code() == libvirt.VIR_ERR_NO_CONNECT:
+            # Longer than whoever connects to it again and again leaves it alone.
+            self._absent_until[uri] = time.monotonic() + 2 * RECHECK
+            return NoSuchDriver(said, "see libvirt.uris")
+        has_no_socket = (
+            error.get_error_code() == libvirt.VIR_ERR_SYSTEM_ERROR
+            and error.get_int1() == errno.ENOENT
+        )
+        # The daemon of a driver of its own that was there, and has ended, may have guests.
+        if has_no_socket and uri not in self._answered:
+            return NoSuchDriver(said, "is libvirtd running?")
+        return Unreachable(said, "is libvirtd running?")
+
+
+drivers = Drivers()
+
+#: By what was asked: questions that libvirt has not answered in time, and may yet.
+_unanswered: dict[str, threading.Thread] = {}
 
 
 @dataclass(frozen=True)
@@ -70,7 +121,7 @@ def resolve(uris: Sequence[str], instance: str) -> str:
 
 def observe(uris: Sequence[str], uuid: str, seconds: float = TIME_LIMIT) -> Guest | None:
     """The guest with this UUID, or None if no libvirt here knows it. Raises Unreachable."""
-    guests = _ask(uris, lambda c: _by_uuid(c, uuid), seconds)
+    guests = _ask(uris, lambda c: _by_uuid(c, uuid), seconds, f"look {uuid}")
     # More than one driver can't run it at once; the one that does tells more.
     return max(guests, key=lambda guest: guest.is_active, default=None)
 
@@ -83,7 +134,7 @@ def guests(uri: str, seconds: float = TIME_LIMIT) -> dict[str, Guest]:
             listed = [_guest_or_none(opened, domain) for domain in opened.listAllDomains()]
         return {guest.uuid: guest for guest in listed if guest}
 
-    return bounded(ask, seconds)
+    return bounded(ask, seconds, f"list {uri}")
 
 
 def definition_of(guest: Guest, seconds: float = TIME_LIMIT) -> Definition | None:
@@ -94,7 +145,7 @@ def definition_of(guest: Guest, seconds: float = TIME_LIMIT) -> Definition | Non
             domain = look_up(opened, guest.uuid)
             return _definition(opened, domain) if domain else None
 
-    return bounded(ask, seconds)
+    return bounded(ask, seconds, f"definition {guest.uuid}")
 
 
 def document_of(guest: Guest, *, inactive: bool, seconds: float = TIME_LIMIT) -> str | None:
@@ -106,7 +157,7 @@ def document_of(guest: Guest, *, inactive: bool, seconds: float = TIME_LIMIT) ->
             domain = look_up(opened, guest.uuid)
             return str(domain.XMLDesc(flags)) if domain else None
 
-    return bounded(ask, seconds)
+    return bounded(ask, seconds, f"document {guest.uuid}")
 
 
 def start(guest: Guest, seconds: float = START_LIMIT) -> None:
@@ -132,14 +183,25 @@ def names(uris: Sequence[str]) -> list[str]:
 
 def reachable(uris: Sequence[str]) -> list[str]:
     """Those of ``uris`` that answer. Raises Unreachable with the first's error if none does."""
-    answers, failure = bounded(lambda: _each(uris, lambda _: [None]))
-    if not answers and failure:
-        raise failure
+    answers, failures = bounded(lambda: _each(uris, lambda _: [None]))
+    if not answers and failures:
+        raise failures[0]
     return [uri for uri, _ in answers]
 
 
-def bounded(question: Callable[[], T], seconds: float = TIME_LIMIT) -> T:
-    """The answer to a question that might hang. Raises Unreachable after ``seconds``."""
+def bounded(question: Callable[[], T], seconds: float = TIME_LIMIT, about: str = "") -> T:
+    """The answer to a question that might hang. Raises Unreachable after ``seconds``.
+
+    ``about``: what is asked. The same is not asked again while it hangs: each question that hangs
+    keeps a thread and a connection, and libvirt may hang for days.
+    """
+    deadline = time.monotonic() + seconds
+    earlier = _unanswered.get(about)
+    if earlier:
+        earlier.join(seconds)
+        if earlier.is_alive():
+            raise Unreachable(f"libvirt does not answer: {about}", "see 'bootlock doctor'")
+        _unanswered.pop(about, None)
     result: list[T] = []
     failure: list[BaseException] = []
 
@@ -150,11 +212,16 @@ def bounded(question: Callable[[], T], seconds: float = TIME_LIMIT) -> T:
             failure.append(error)
 
     thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise Unreachable(f"libvirt is not asked: {error}", "see TasksMax= of its unit") from error
+    thread.join(max(0.0, deadline - time.monotonic()))
     if failure:
         raise failure[0]
     if not result:
+        if about:
+            _unanswered[about] = thread
         raise Unreachable(f"libvirt did not answer within {seconds:g} s", "see 'bootlock doctor'")
     return result[0]
 
@@ -163,7 +230,12 @@ def bounded(question: Callable[[], T], seconds: float = TIME_LIMIT) -> T:
 def connection(uri: str, *, read_only: bool = True) -> Iterator[Any]:
     """An open libvirt connection; what libvirt refuses in it raises Unreachable."""
     try:
-        with closing(libvirt.openReadOnly(uri) if read_only else libvirt.open(uri)) as opened:
+        opened = libvirt.openReadOnly(uri) if read_only else libvirt.open(uri)
+    except libvirt.libvirtError as error:
+        raise drivers.failure(uri, error) from error
+    drivers.answers(uri)
+    try:
+        with closing(opened):
             yield opened
     except libvirt.libvirtError as error:
         raise Unreachable(f"{uri}: {one_line(error)}", "is libvirtd running?") from error
@@ -195,26 +267,36 @@ def one_line(error: Exception) -> str:
 
 
 def _ask(
-    uris: Sequence[str], question: Callable[[Any], list[T]], seconds: float = TIME_LIMIT
+    uris: Sequence[str],
+    question: Callable[[Any], list[T]],
+    seconds: float = TIME_LIMIT,
+    about: str = "",
 ) -> list[T]:
-    answers, failure = bounded(lambda: _each(uris, question), seconds)
-    if not answers and failure:
-        raise failure
-    return [answer for _, found in answers for answer in found]
+    answers, failures = bounded(lambda: _each(uris, question), seconds, about)
+    found = [answer for _, found in answers for answer in found]
+    lost = [failure for failure in failures if not isinstance(failure, NoSuchDriver)]
+    if not found and lost:
+        raise lost[0]
+    if not answers and failures:
+        raise failures[0]
+    return found
 
 
 def _each(
     uris: Sequence[str], question: Callable[[Any], list[T]]
-) -> tuple[list[tuple[str, list[T]]], Unreachable | None]:
+) -> tuple[list[tuple[str, list[T]]], list[Unreachable]]:
     answers: list[tuple[str, list[T]]] = []
-    failure: Unreachable | None = None
+    failures: list[Unreachable] = []
     for uri in uris:
+        if drivers.is_absent(uri):
+            failures.append(NoSuchDriver(f"{uri}: libvirtd has no such driver", "see libvirt.uris"))
+            continue
         try:
             with connection(uri) as opened:
                 answers.append((uri, question(opened)))
         except Unreachable as error:
-            failure = failure or error
-    return answers, failure
+            failures.append(error)
+    return answers, failures
 
 
 def _by_name(opened: Any, name: str) -> list[Guest]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from bootlockd import __version__
+from bootlockd import __version__, hypervisor
 from bootlockd.armed import Armed
 from bootlockd.breakglass import BreakGlassWatch
 from bootlockd.config import Config
@@ -44,7 +44,7 @@ class Service:
         self._armed = Armed(config)
         self._break_glass = BreakGlassWatch(config.database.path)
         self._events = [
-            EventFeeder(uri, self._cycle.wake, self._armed.connected) for uri in config.libvirt.uris
+            EventFeeder(uri, self._cycle.wake, self._connected) for uri in config.libvirt.uris
         ]
         self._control = ControlSocket(config.daemon.control_socket, self._cycle, self.status)
         self._feeders: list[Feeder] = [
@@ -90,6 +90,14 @@ class Service:
             "jobs": cycle.jobs.as_dict(),
             "version": __version__,
         }
+
+    def _connected(self, uri: str) -> None:
+        """A libvirtd answers, perhaps a new one, which may have drivers that the last had not."""
+        hypervisor.drivers.look_again()
+        for feeder in self._events:
+            if feeder.uri != uri and not feeder.connected:
+                feeder.again()
+        self._armed.connected(uri)
 
     def _holds_changed(self, instances: Sequence[str]) -> None:
         self._cycle.inbox.put(Request(lambda cycle: cycle.read_holds()))

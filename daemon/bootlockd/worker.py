@@ -9,8 +9,9 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from bootlockd import hypervisor
 from bootlockd.errors import BootlockdError
@@ -25,8 +26,10 @@ from lockdb.values import Hold
 
 log = logging.getLogger(__name__)
 
-#: A job that hangs may outlive the cycle that began it, when the settings are read again.
-_at_work: dict[str, threading.Lock] = {}
+#: A job that hangs may outlive the cycle that began it, when the settings are read again. As long
+#: as a job has its lock it is here.
+_at_work: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+_at_work_changes = threading.Lock()
 
 #: Seconds after which what failed is tried again, if its fence names no time of its own.
 RETRY = 15
@@ -59,6 +62,8 @@ class Done:
     changed: Sequence[Enforcement]
     next_try: int | None
     error: str = ""
+    #: By fence: seconds that its step took.
+    took: Mapping[str, float] = field(default_factory=dict)
 
 
 class Worker:
@@ -71,7 +76,9 @@ class Worker:
 
     def run(self, job: Job) -> Done:
         """Look at one instance, do what it needs, report. Never raises."""
-        with _at_work.setdefault(job.instance, threading.Lock()):
+        with _at_work_changes:
+            its_turn = _at_work.setdefault(job.instance, threading.Lock())
+        with its_turn:
             try:
                 return self._run(job) if job.looks else self._prepare(job)
             except Exception as error:
@@ -86,37 +93,41 @@ class Worker:
         except LockDBError as error:
             log.warning("instance=%s cannot be looked at: %s", job.instance, error)
             return Done(job.instance, (), now + RETRY, str(error))
-        outcomes = {
-            step.fence: self.carry_out(step, case) for step in plan(case, [*self._fences.values()])
-        }
+        outcomes, took = {}, {}
+        for step in plan(case, [*self._fences.values()]):
+            began = time.monotonic()
+            outcomes[step.fence] = self.carry_out(step, case)
+            took[step.fence] = time.monotonic() - began
         changed, unreported = self._report(self._rows(case, outcomes))
         tries = [outcome.next_try for outcome in outcomes.values() if outcome.next_try is not None]
         tries += [now + RETRY] if unreported else []
         # What ends by itself is undone, or put up again, at that moment.
         ends = [permit.until for permit in case.permits] + [hold.until for hold in case.holds]
         tries += [end for end in ends if end is not None and end > now]
-        return Done(job.instance, changed, min(tries, default=None), unreported)
+        return Done(job.instance, changed, min(tries, default=None), unreported, took)
 
     def _prepare(self, job: Job) -> Done:
         """What fences can do before libvirt answers. A job that looks comes after it."""
         changed: list[Enforcement] = []
+        took: dict[str, float] = {}
         try:
             case = self._from_database(job, int(time.time()))
         except LockDBError as error:
             return Done(job.instance, (), None, str(error))
         for _ in ("", "what was announced"):
-            outcomes = self._prepared(case)
+            outcomes = self._prepared(case, took)
             rows = [row for row in self._rows(case, outcomes) if _is_news(case, row)]
             recorded, unreported = self._report(rows)
             changed += recorded
             if unreported or not any(row.state is State.PENDING for row in rows):
                 break
             case = replace(case, rows={**case.rows, **{(r.hold, r.fence): r for r in rows}})
-        return Done(case.instance, changed, None)
+        return Done(case.instance, changed, None, took=took)
 
-    def _prepared(self, case: Case) -> dict[str, Outcome]:
+    def _prepared(self, case: Case, took: dict[str, float]) -> dict[str, Outcome]:
         outcomes = {}
         for fence in self._fences.values():
+            began = time.monotonic()
             try:
                 outcome = fence.prepare(case) if fence.wanted(case) else None
             except BootlockdError as error:
@@ -126,6 +137,7 @@ class Worker:
                 continue
             if outcome:
                 outcomes[fence.name] = outcome
+                took[fence.name] = time.monotonic() - began
         return outcomes
 
     def look(self, job: Job, now: int) -> Case:

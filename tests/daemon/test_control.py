@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import grp
 import json
 import shutil
@@ -49,6 +50,30 @@ def path(cycle: Cycle, tmp_path: Path) -> Iterator[Path]:
     served.start()
     yield tmp_path / "c"
     served.stop()
+
+
+def test_a_connection_that_can_not_be_taken_is_not_the_last(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short of descriptors for a moment, it was deaf for ever."""
+    monkeypatch.setattr(control, "RETRY", 0.01)
+    accept = socket.socket.accept
+    failed: list[socket.socket] = []
+
+    def accept_or_not(listener: socket.socket) -> Any:
+        link, address = accept(listener)
+        if len(failed) < 2:
+            failed.append(link)
+            link.close()
+            raise OSError(errno.EMFILE, "Too many open files")
+        return link, address
+
+    monkeypatch.setattr(socket.socket, "accept", accept_or_not)
+    # The thread is in the old one until somebody comes.
+    for _ in range(3):
+        say(path, b'{"op": "status"}\n')
+    assert json.loads(say(path, b'{"op": "status"}\n')) == {"holds": 0}
+    assert len(failed) == 2
 
 
 def say(path: Path, words: bytes) -> bytes:

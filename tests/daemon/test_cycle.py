@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bootlockd import hypervisor
+from bootlockd import hypervisor, worker
+from bootlockd.config import Libvirt
 from bootlockd.cycle import Cycle
 from bootlockd.errors import Unreachable
 from bootlockd.values import Guest, Wake
@@ -278,6 +281,98 @@ def test_what_is_to_be_watched_is_told_to_fences_while_libvirt_fails(
         cycle.wake(Wake("look"))
         wait_until(lambda: fence.followed[-1], "it is told")
     assert fence.followed[-1][0].instance == instance
+
+
+def test_what_one_driver_does_not_show_is_not_taken_for_absent(
+    lock_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One answers, the other hangs with one of its guests: the held one may be there."""
+
+    def guests(uri: str, _seconds: float = 0) -> dict[str, Guest]:
+        if uri == "hung:///":
+            raise Unreachable("it hangs", "")
+        return {}
+
+    monkeypatch.setattr(hypervisor, "guests", guests)
+    fence, instance = FakeFence(), uuid(1)
+    place(lock_db, instance)
+    config = replace(settings(lock_db), libvirt=Libvirt(("test:///", "hung:///")))
+    with turning(config, [fence]) as cycle:
+        wait_until(lambda: cycle.health.looked, "the first look")
+        assert cycle.health.libvirt_error == "it hangs"
+        wait_until(lambda: cycle.ask(lambda c: c.is_idle), "nothing is under way")
+        fence.up.clear()
+        cycle.wake(Wake("look"))
+        wait_until(lambda: instance in fence.up, "it is looked at by itself")
+
+
+def test_it_goes_on_when_there_are_no_more_threads(
+    lock_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that the unit allows may hang in libvirt; one that ends makes room."""
+    fence, instance = FakeFence(), uuid(1)
+    place(lock_db, instance)
+    start = threading.Thread.start
+    refused: list[str] = []
+
+    def start_or_not(thread: threading.Thread) -> None:
+        if thread.name in {instance, "list", "notes"} and len(refused) < 3:
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_or_not)
+        with turning(settings(lock_db), [fence]):
+            wait_until(lambda: instance in fence.up, "it is up after all")
+    assert len(refused) == 3
+
+
+def test_a_row_that_nobody_foresaw_does_not_end_it(
+    lock_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fence, instance = FakeFence(), uuid(1)
+    place(lock_db, instance)
+    with turning(settings(lock_db), [fence]) as cycle:
+        wait_until(lambda: instance in fence.up, "it is up")
+        with closing(sqlite3.connect(lock_db)) as other, other:
+            other.execute("PRAGMA ignore_check_constraints = 1")
+            other.execute("PRAGMA writable_schema = 1")
+            other.execute("UPDATE hold SET kind = 'unheard of'")
+        read(cycle)
+        assert "unheard of" in cycle.health.database_error
+        assert [hold.instance for hold in cycle.holds.values()] == [instance]
+
+
+def test_jobs_leave_nothing_behind(lock_db: Path) -> None:
+    fence = FakeFence()
+    with turning(settings(lock_db), [fence]) as cycle:
+        hold = place(lock_db, uuid(1))
+        read(cycle)
+        wait_until(lambda: uuid(1) in fence.up, "it is up")
+        release(lock_db, hold)
+        read(cycle)
+        wait_until(lambda: states(lock_db, uuid(1)) == [State.LIFTED], "it is down")
+        wait_until(lambda: cycle.ask(lambda c: c.is_idle), "nothing is under way")
+    assert uuid(1) not in worker._at_work
+
+
+def test_each_enforcement_and_lift_is_told_with_names_and_its_time(
+    lock_db: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "bootlockd.cycle")
+    fence, instance = FakeFence(), uuid(1)
+    hold = place(lock_db, instance)
+    with turning(settings(lock_db), [fence]) as cycle:
+        wait_until(lambda: states(lock_db, instance) == [State.ENFORCED], "it is up")
+        release(lock_db, hold)
+        read(cycle)
+        wait_until(lambda: states(lock_db, instance) == [State.LIFTED], "it is down")
+        wait_until(lambda: cycle.ask(lambda c: c.is_idle), "nothing is under way")
+    names = rf"instance={instance} hold={hold.id} fence=fake"
+    for state in ("enforced", "lifted"):
+        line = re.compile(rf"{names} state={state} took=\d+\.\d{{3}} ")
+        assert any(line.match(message) for message in caplog.messages)
 
 
 def test_a_look_that_is_asked_for_during_another_one_is_not_lost(

@@ -132,6 +132,27 @@ def test_no_room(guest: Identity) -> None:
             )
 
 
+def test_no_room_at_its_start(guest: Identity) -> None:
+    """As after a boot: SQLite finds no room for what it shares between processes."""
+    with PrivateHost(name="full") as host:
+        host.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", "/var/lib/bootlock"])
+        host.install_bootlock()
+        start_guest(host, guest.name, guest.uuid)
+        host.bootlock("place", guest.uuid, "--reason", "r", "--on-running", "pause", "--no-wait")
+        directory = host.run(["ls", "/var/lib/bootlock"]).stdout.split()
+        assert "lock.db-shm" not in directory
+        host.run(["touch", "-d", "1 minute ago", "/var/lib/bootlock/lock.db"])
+        host.run(["sh", "-c", "cat /dev/zero >/var/lib/bootlock/ballast || :"])
+        with Daemon(host) as daemon:
+            wait_power(host, guest.uuid, "paused")
+            assert "disk I/O error" in daemon.status()["database_error"]
+            assert "the holds are read from a copy" in daemon.log
+            host.run(["rm", "/var/lib/bootlock/ballast"])
+            wait_until(lambda: shown(host, "state") == {"enforced"}, "it is recorded")
+            daemon.wake()
+            assert daemon.status()["database_error"] == ""
+
+
 def shown(host: PrivateHost, column: str) -> set[str]:
     """A column of the power fence's rows, read inside: the tmpfs is only there."""
     query = f"SELECT DISTINCT {column} FROM enforcement WHERE fence = 'power'"

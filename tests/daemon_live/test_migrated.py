@@ -5,13 +5,11 @@ until the test lets it finish.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 
-import libvirt
 import pytest
 
 from daemon_live import bootsectors
+from daemon_live.copying import Migration
 from daemon_live.runner import (
     Daemon,
     place,
@@ -27,8 +25,6 @@ from privatehost import PrivateHost, wait_until
 
 pytestmark = pytest.mark.live
 
-MIB_PER_SECOND = 1
-
 
 @pytest.fixture(scope="module")
 def destination(host: PrivateHost) -> Iterator[PrivateHost]:
@@ -43,57 +39,6 @@ def daemons(host: PrivateHost, destination: PrivateHost) -> Iterator[list[Daemon
         yield [here, there]
 
 
-class Migration:
-    """One live migration, in the middle of copying the guest's memory."""
-
-    def __init__(self, host: PrivateHost, destination: PrivateHost, guest: Identity) -> None:
-        self._destination = destination
-        self._connection = host.connect()
-        self._domain = self._connection.lookupByUUIDString(guest.uuid)
-        self._pool = ThreadPoolExecutor(1)
-        self._domain.migrateSetMaxDowntime(1)
-        self._outcome: Future[bool] = self._pool.submit(self._succeeds)
-        wait_until(lambda: self._copies or not self.goes_on, "memory is copied")
-
-    def _succeeds(self) -> bool:
-        parameters = {
-            libvirt.VIR_MIGRATE_PARAM_URI: "tcp://127.0.0.1",
-            libvirt.VIR_MIGRATE_PARAM_BANDWIDTH: MIB_PER_SECOND,
-        }
-        # The disk is the same file for both hosts: they share a file system, in libvirt's words.
-        flags = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_UNSAFE
-        # As OpenStack migrates; a transient one could not be saved at the destination.
-        flags |= libvirt.VIR_MIGRATE_PERSIST_DEST | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
-        with closing(self._destination.connect()) as there:
-            try:
-                self._domain.migrate3(there, parameters, flags)
-            except libvirt.libvirtError as error:
-                print(f"the migration failed: {error}")
-                return False
-        return True
-
-    @property
-    def _copies(self) -> bool:
-        return bool(self._domain.jobStats().get("memory_processed"))
-
-    @property
-    def goes_on(self) -> bool:
-        return not self._outcome.done()
-
-    def finish(self) -> bool:
-        """Let it end; whether it succeeded."""
-        try:
-            self._domain.migrateSetMaxSpeed(1000)
-            self._domain.migrateSetMaxDowntime(5000)
-        except libvirt.libvirtError as error:
-            print(f"it has ended already: {error}")
-        return self._outcome.result()
-
-    def close(self) -> None:
-        self._pool.shutdown()
-        self._connection.close()
-
-
 @pytest.fixture
 def migration(
     host: PrivateHost, destination: PrivateHost, daemons: list[Daemon], guest: Identity
@@ -104,7 +49,7 @@ def migration(
     serial = f"<serial type='file'><source path='{booted}'/></serial>"
     start_guest(host, guest.name, guest.uuid, disks=[disk], devices=serial)
     wait_until(lambda: booted.exists() and booted.stat().st_size, "the guest is busy")
-    migration = Migration(host, destination, guest)
+    migration = Migration(host, destination, guest.uuid)
     assert migration.goes_on
     yield migration
     remove_guests(host)

@@ -119,7 +119,9 @@ class PowerFence(Quiet):
     def _destroy(self, guest: Guest) -> Outcome:
         try:
             # Effective in milliseconds; destroy first gives QEMU time to end by itself.
-            hypervisor.bounded(lambda: _act(guest, lambda d: d.suspend()), SUSPEND_LIMIT)
+            hypervisor.bounded(
+                lambda: _act(guest, lambda d: d.suspend()), SUSPEND_LIMIT, f"suspend {guest.uuid}"
+            )
         except (FenceError, Unreachable) as error:
             log.info("instance=%s is not paused before it is destroyed: %s", guest.uuid, error)
         _act(guest, lambda domain: domain.destroy())
