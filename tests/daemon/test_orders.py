@@ -55,10 +55,32 @@ def test_a_guest_that_ignores_acpi_is_destroyed_after_the_grace(guest: Guest) ->
     assert told == ["asked to shut down", "off"]
 
 
-def test_leave_leaves_it_and_another_run_is_ended(guest: Guest) -> None:
+def test_leave_leaves_it_and_another_run_is_ended(guest: Guest, daemon: Daemon) -> None:
+    """It went off and came back unseen, by the hook and by a daemon that hung meanwhile."""
     state, detail = power(guest.place("--on-running", "leave"))
     assert (state, guest.state()) == ("enforced", RUNNING)
-    assert detail == f"left running, as ordered (run {guest.run_number()})"
+    first = guest.run_number()
+    assert detail == f"left running, as ordered (run {first})"
+    hook = guest.host.outside("/etc/libvirt/hooks/qemu.d/50-bootlock")
+    daemon.signal("STOP")
+    try:
+        hook.chmod(0o644)
+        guest.host.virsh("destroy", guest.uuid)
+        guest.host.virsh("start", guest.uuid)
+        assert guest.run_number() != first
+    finally:
+        hook.chmod(0o755)
+        daemon.signal("CONT")
+    wait_until(lambda: guest.state() == OFF, "the other run is ended")
+    wait_until(lambda: detail_of(guest) == "off", "and that is recorded")
+    refused = guest.host.virsh("start", guest.uuid, check=False)
+    assert "[hold " in refused.stderr
+    assert guest.state() == OFF
+
+
+def detail_of(guest: Guest) -> str:
+    row = power_row(guest.host, guest.uuid)
+    return str(row["detail"]) if row else ""
 
 
 def test_a_locking_suspend_keeps_the_ram_and_the_start_is_refused(guest: Guest) -> None:

@@ -31,19 +31,6 @@ SLEEPY = f"""
     {_IDLE}                     idle: hlt
 """
 
-#: As SLEEPY; once it was woken up it is TALKATIVE.
-WAKEFUL = """
-    b0 40 e6 70 e4 71 3c 5a     mov al, 0x40; out 0x70, al; in al, 0x71; cmp al, 0x5a
-    74 0e                       je talk
-    b0 5a e6 71                 mov al, 0x5a; out 0x71, al
-    ba 04 06 b8 00 24 ef        mov dx, 0x604; mov ax, 0x2400; out dx, ax
-    f4 eb fd                    idle: hlt; jmp idle
-    ba f8 03                    talk: mov dx, 0x3f8
-    b0 2e ee                    again: mov al, '.'; out dx, al
-    b9 00 40 e2 fe              mov cx, 0x4000; wait: loop wait
-    eb f6                       jmp again
-"""
-
 #: Resets itself as soon as it has booted, for ever.
 RESTLESS = f"""
     b0 fe e6 64                 mov al, 0xfe; out 0x64, al
