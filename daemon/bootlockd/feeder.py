@@ -35,7 +35,13 @@ UNIMPORTANT = (
     "disks_recorded",
     "enforcement",
     "refused",
+    "release_accepted",
+    "release_stopped",
     "seen",
+    "source_failed",
+    "source_faults",
+    "source_recovered",
+    "source_vanished",
 )
 
 _CHANGES = Mask.MODIFY | Mask.CREATE | Mask.DELETE | Mask.MOVED_TO | Mask.MOVED_FROM

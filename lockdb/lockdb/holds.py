@@ -45,10 +45,12 @@ def release(lock_db: LockDB, hold_id: str, *, reason: str, by: str, now: int) ->
             )
         end = {"released_at": now, "released_by": by, "release_reason": reason}
         _table(db).update(hold.id, end)
+        # What its source would have done to it, too late.
+        db.execute("DELETE FROM waiting WHERE hold = ?", [hold.id])
         journal.append(
             db, "released", now, id=hold.id, instance=hold.instance, by=by, reason=reason
         )
-        _forget_disks_if_free(db, hold.instance)
+        forget_disks_if_free(db, hold.instance)
         return _by_id(db, hold.id)
 
 
@@ -132,7 +134,8 @@ def _hold(row: dict[str, Any]) -> Hold:
     )
 
 
-def _forget_disks_if_free(db: Database, instance: str) -> None:
+def forget_disks_if_free(db: Database, instance: str) -> None:
+    """Forget the disks of an instance that nothing holds any more."""
     db.execute(
         "DELETE FROM held_disk WHERE instance = :instance AND NOT EXISTS ("
         " SELECT 1 FROM hold WHERE instance = :instance AND released_at IS NULL)",

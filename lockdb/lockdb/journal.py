@@ -45,17 +45,40 @@ class Fault:
 
 def append(db: Database, event: str, at: int, **facts: Any) -> Head:
     """Add one entry, inside the caller's write transaction: the act and its record share a fate."""
-    if not db.conn.in_transaction:
-        raise RuntimeError("a journal entry belongs into the transaction that it records")
-    last = head(db)
-    _must_be_the_end(db, last)
-    entry = canonical({"seq": last.seq + 1, "at": at, "event": event, "prev": last.hash, **facts})
-    new = Head(last.seq + 1, digest(entry))
-    db.execute(
-        "INSERT INTO journal (seq, entry, hash) VALUES (?, ?, ?)", [new.seq, entry, new.hash]
-    )
-    db.execute("REPLACE INTO meta VALUES ('journal_head', ?)", [f"{new.seq} {new.hash}"])
-    return new
+    with Chain(db, at) as chain:
+        return chain.append(event, **facts)
+
+
+class Chain:
+    """Many entries at once: the head is read at the start of the block and noted at its end."""
+
+    def __init__(self, db: Database, at: int) -> None:
+        if not db.conn.in_transaction:
+            raise RuntimeError("a journal entry belongs into the transaction that it records")
+        self._db = db
+        self._at = at
+        self._head = self._noted = head(db)
+        _must_be_the_end(db, self._head)
+
+    def __enter__(self) -> Chain:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        # After an exception the transaction is rolled back, and this with it.
+        if self._head != self._noted:
+            new = f"{self._head.seq} {self._head.hash}"
+            self._db.execute("REPLACE INTO meta VALUES ('journal_head', ?)", [new])
+
+    def append(self, event: str, **facts: Any) -> Head:
+        """Add one entry."""
+        seq, prev = self._head.seq + 1, self._head.hash
+        entry = canonical({"seq": seq, "at": self._at, "event": event, "prev": prev, **facts})
+        self._head = Head(seq, digest(entry))
+        self._db.execute(
+            "INSERT INTO journal (seq, entry, hash) VALUES (?, ?, ?)",
+            [seq, entry, self._head.hash],
+        )
+        return self._head
 
 
 def head(db: Database) -> Head:

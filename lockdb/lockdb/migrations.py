@@ -135,6 +135,42 @@ def m0002_enforcement(db: Database) -> None:
         db.execute(statement)
 
 
+_SOURCES = """
+ALTER TABLE hold ADD COLUMN ref TEXT;
+
+CREATE UNIQUE INDEX hold_ref ON hold (source, ref) WHERE released_at IS NULL AND ref IS NOT NULL;
+
+CREATE TABLE source (
+  name TEXT PRIMARY KEY,
+  turn INTEGER NOT NULL,
+  revision TEXT NOT NULL,
+  tried_at INTEGER,
+  read_at INTEGER,
+  whole_at INTEGER,
+  error TEXT NOT NULL,
+  error_since INTEGER,
+  faults TEXT NOT NULL,
+  vanished TEXT NOT NULL,
+  ended TEXT NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE waiting (
+  hold TEXT PRIMARY KEY,
+  source TEXT NOT NULL,
+  evidence TEXT NOT NULL,
+  change TEXT NOT NULL,
+  since INTEGER NOT NULL
+) WITHOUT ROWID
+"""
+
+
+@migrations()
+def m0003_sources(db: Database) -> None:
+    """What each source of holds said last, by what name, and what waits for an admin's word."""
+    for statement in _SOURCES.split(";\n\n"):
+        db.execute(statement)
+
+
 @cache
 def known_steps() -> frozenset[str]:
     """The names of all steps this version of bootlock knows."""

@@ -29,7 +29,7 @@ CREATE TABLE hold (
   released_at INTEGER,
   released_by TEXT,
   release_reason TEXT
-) WITHOUT ROWID;
+, ref TEXT) WITHOUT ROWID;
 CREATE INDEX hold_active ON hold (instance) WHERE released_at IS NULL;
 CREATE INDEX hold_instance ON hold (instance, placed_at);
 CREATE TABLE held_disk (
@@ -85,4 +85,26 @@ CREATE TABLE enforcement (
   PRIMARY KEY (hold, fence)
 ) WITHOUT ROWID;
 CREATE INDEX enforcement_instance ON enforcement (instance)
+;
+CREATE UNIQUE INDEX hold_ref ON hold (source, ref) WHERE released_at IS NULL AND ref IS NOT NULL;
+CREATE TABLE source (
+  name TEXT PRIMARY KEY,
+  turn INTEGER NOT NULL,
+  revision TEXT NOT NULL,
+  tried_at INTEGER,
+  read_at INTEGER,
+  whole_at INTEGER,
+  error TEXT NOT NULL,
+  error_since INTEGER,
+  faults TEXT NOT NULL,
+  vanished TEXT NOT NULL,
+  ended TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE waiting (
+  hold TEXT PRIMARY KEY,
+  source TEXT NOT NULL,
+  evidence TEXT NOT NULL,
+  change TEXT NOT NULL,
+  since INTEGER NOT NULL
+) WITHOUT ROWID
 ;

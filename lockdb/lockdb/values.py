@@ -20,6 +20,8 @@ NOTICE_MAX = 200
 CASE_MAX = 200
 ACTOR_MAX = 200
 GRACE_MAX = 24 * 3600
+#: 9999-12-31T23:59:59Z: the last second that can be printed.
+UNTIL_MAX = 253402300799
 
 #: Every UUID that begins so is refused by ``decide.sql``, hold or no hold: doctor's canaries.
 CANARY_PREFIX = "b00710c4-0000-4000-8000-"
@@ -90,6 +92,8 @@ class NewHold:
         put("case", one_line("case", self.case, CASE_MAX))
         if not 0 <= self.grace <= GRACE_MAX:
             raise InvalidValue("grace", f"{self.grace} s is not between 0 and {GRACE_MAX}")
+        if self.until is not None and not 0 <= self.until <= UNTIL_MAX:
+            raise InvalidValue("until", f"{self.until} is no time before the year 10000")
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,8 @@ class Hold:
     released_at: int | None
     released_by: str | None
     release_reason: str | None
+    #: The source's own name of it; None for holds that were placed here.
+    ref: str | None = None
 
     def is_active(self, now: int) -> bool:
         """Neither released nor expired at ``now``."""

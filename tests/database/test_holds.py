@@ -35,7 +35,7 @@ def test_a_placed_hold_is_stored_and_journalled_with_everything_said_about_it(
     entry = log(lock_db)[-1]
     assert (entry.pop("event"), entry.pop("at")) == ("placed", NOW)
     stored = hold.as_dict()
-    for field in ("released_at", "released_by", "release_reason"):
+    for field in ("released_at", "released_by", "release_reason", "ref"):
         assert stored.pop(field) is None
     assert entry.items() >= stored.items()
     for field, value in vars(new).items():

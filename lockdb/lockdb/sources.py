@@ -1,0 +1,354 @@
+"""Sources of holds, as the database knows them: what each said last, and what came of it.
+
+A source is a place where holds are decided elsewhere. Its holds are rows of ``hold`` with its name
+in ``source`` and its own name of each in ``ref``. Whether a hold of a source is placed, changed or
+ended is planned in ``bootlockd.sources.reconcile``; here a plan's steps are carried out, with
+their journal entries, in the caller's transaction. No step touches a hold of another source.
+
+What would end more holds at once than is believed stays in the table ``waiting`` until an admin
+accepts it, or the source takes it back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
+
+from sqlite_utils import Database
+
+from lockdb import journal
+from lockdb.database import LockDB
+from lockdb.errors import NotFound
+from lockdb.holds import forget_disks_if_free
+from lockdb.values import NewHold
+
+#: The source of what is placed here, which no other may call itself.
+LOCAL: Final = "local"
+
+#: What a source decides about a hold, in the order in which ``rows`` has it.
+FIELDS: Final = (
+    "instance",
+    "kind",
+    "reason",
+    "notice",
+    "case",
+    "on_running",
+    "grace",
+    "isolate",
+    "until",
+    "placed_by",
+)
+
+#: Of a long list, so many are kept as examples.
+EXAMPLES = 5
+
+#: ``ref``, ``id``, then FIELDS.
+Row = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """A list of names or lines of which only the first few are kept, and whether it changed."""
+
+    count: int = 0
+    first: tuple[str, ...] = ()
+    digest: str = ""
+
+    @classmethod
+    def of(cls, items: Iterable[str]) -> Marks:
+        """The marks of these, whatever their order."""
+        lines = sorted(set(items))
+        if not lines:
+            return cls()
+        return cls(len(lines), tuple(lines[:EXAMPLES]), _digest(lines))
+
+    def and_also(self, items: Iterable[str]) -> Marks:
+        """These, with others that may be among them already."""
+        new = sorted(set(items) - set(self.first))
+        if not new:
+            return self
+        first = (*self.first, *new)[:EXAMPLES]
+        return Marks(self.count + len(new), first, _digest([self.digest, *new]))
+
+
+@dataclass(frozen=True)
+class State:
+    """One row of ``source``."""
+
+    name: str
+    #: Counts what was reconciled: a reading that began before another was taken in is outdated.
+    turn: int = 0
+    #: Up to where the last reading was complete; the source's own words.
+    revision: str = ""
+    tried_at: int | None = None
+    #: When it last said something, and when it last said all.
+    read_at: int | None = None
+    whole_at: int | None = None
+    #: Why it can't be read now, and since when.
+    error: str = ""
+    error_since: int | None = None
+    #: What kept it from seeing or saying more.
+    faults: Marks = field(default_factory=Marks)
+    #: Holds that the last whole reading missed, by ``ref``. They stay.
+    vanished: Marks = field(default_factory=Marks)
+    #: When holds ended without an admin's word, and how many: as far back as is looked.
+    ended: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Place a hold. ``hold_id``: "" for one of our own choice."""
+
+    ref: str
+    new: NewHold
+    hold_id: str = ""
+
+
+@dataclass(frozen=True)
+class Changing:
+    """Set columns of a hold to what the source says now."""
+
+    hold_id: str
+    instance: str
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """End a hold; or, with ``change``, loosen it so that it bars no start any more."""
+
+    hold_id: str
+    instance: str
+    evidence: str
+    change: Changing | None = None
+
+
+@dataclass(frozen=True)
+class Steps:
+    """All that one reading changes."""
+
+    place: Sequence[Placing] = ()
+    change: Sequence[Changing] = ()
+    end: Sequence[Ending] = ()
+    #: Endings that are not carried out, but wait; and ids of holds whose ending waits no more.
+    wait: Sequence[Ending] = ()
+    withdraw: Sequence[str] = ()
+
+
+def stored(lock_db: LockDB, name: str) -> State:
+    """What is known of a source; of one never read, nothing."""
+    with lock_db.read() as db:
+        found = list(db.query("SELECT * FROM source WHERE name = ?", [name]))
+    return _state(found[0]) if found else State(name)
+
+
+def all_stored(lock_db: LockDB) -> list[State]:
+    """Every source that was ever tried, by name."""
+    with lock_db.read() as db:
+        return [_state(row) for row in db.query("SELECT * FROM source ORDER BY name")]
+
+
+def rows(db: Database, name: str) -> Iterator[Row]:
+    """The holds of a source that were not released, expired ones too."""
+    columns = ", ".join(f'"{column}"' for column in ("ref", "id", *FIELDS))
+    yield from db.execute(f"SELECT {columns} FROM hold WHERE {_OF_SOURCE}", [name])
+
+
+def row(lock_db: LockDB, name: str, ref: str) -> Row | None:
+    """One of ``rows``, or None."""
+    columns = ", ".join(f'"{column}"' for column in ("ref", "id", *FIELDS))
+    with lock_db.read() as db:
+        found: Row | None = db.execute(
+            f"SELECT {columns} FROM hold WHERE {_OF_SOURCE} AND ref = ?", [name, ref]
+        ).fetchone()
+        return found
+
+
+def refs(lock_db: LockDB, name: str) -> list[str]:
+    """The ``ref`` of each of ``rows``."""
+    with lock_db.read() as db:
+        return [ref for (ref,) in db.execute(f"SELECT ref FROM hold WHERE {_OF_SOURCE}", [name])]
+
+
+_OF_SOURCE = "source = ? AND released_at IS NULL AND ref IS NOT NULL"
+
+
+def waiting(lock_db: LockDB, name: str) -> list[Ending]:
+    """The endings that wait for an admin, oldest first."""
+    with lock_db.read() as db:
+        found = db.execute(
+            "SELECT waiting.hold, hold.instance, waiting.evidence, waiting.change FROM waiting "
+            "JOIN hold ON hold.id = waiting.hold AND hold.released_at IS NULL "
+            "WHERE waiting.source = ? ORDER BY waiting.since, waiting.hold",
+            [name],
+        )
+        return [_ending(*columns) for columns in found]
+
+
+def token_of(endings: Iterable[Ending]) -> str:
+    """Names exactly this set of endings: what an admin has seen is what is accepted."""
+    return _digest(sorted(f"{ending.hold_id} {_change_text(ending)}" for ending in endings))[:8]
+
+
+def carry_out(db: Database, after: State, steps: Steps, *, now: int) -> list[str]:
+    """Take the steps of one reading, and make ``after`` the state of its source.
+
+    In the caller's transaction. Returns the ids of what was placed, in the order of ``steps``.
+    """
+    name = after.name
+    with journal.Chain(db, now) as chain:
+        for changing in steps.change:
+            _change(db, chain, name, changing)
+        ids = [_place(db, chain, placing, now) for placing in steps.place]
+        for ending in steps.end:
+            _end(db, chain, name, ending, now)
+        db.conn.executemany("DELETE FROM waiting WHERE hold = ?", [[i] for i in steps.withdraw])
+        db.conn.executemany(
+            "REPLACE INTO waiting VALUES (?, ?, ?, ?, ?)",
+            [[one.hold_id, name, one.evidence, _change_text(one), now] for one in steps.wait],
+        )
+        if steps.wait:
+            (count,) = db.execute(
+                "SELECT count(*) FROM waiting WHERE source = ?", [name]
+            ).fetchone()
+            examples = sorted(ending.instance for ending in steps.wait)[:EXAMPLES]
+            chain.append("release_stopped", source=name, count=count, first=examples)
+        _note(db, chain, after)
+    return ids
+
+
+def failed(lock_db: LockDB, name: str, error: str, *, now: int) -> None:
+    """A source could not be read. Its holds stay; journalled when it could be before."""
+    with lock_db.write() as db:
+        before = stored(lock_db, name)
+        since = before.error_since if before.error else now
+        with journal.Chain(db, now) as chain:
+            after = replace(before, tried_at=now, error=error, error_since=since)
+            _note(db, chain, after)
+
+
+def accept(lock_db: LockDB, name: str, token: str, *, by: str, now: int) -> list[Ending]:
+    """Carry out what waits, if it is exactly what ``token`` names. Raises NotFound."""
+    with lock_db.write() as db:
+        endings = waiting(lock_db, name)
+        if not endings:
+            raise NotFound(f"nothing of the source {name} waits", f"see 'bootlock sync {name}'")
+        if token != token_of(endings):
+            raise NotFound(
+                f"what waits of the source {name} is not {token[:80]!r} any more",
+                f"look again: 'bootlock sync {name}'",
+            )
+        with journal.Chain(db, now) as chain:
+            chain.append("release_accepted", source=name, by=by, count=len(endings), token=token)
+            for ending in endings:
+                if ending.change:
+                    _change(db, chain, name, ending.change)
+                else:
+                    _end(db, chain, name, ending, now)
+        db.execute("DELETE FROM waiting WHERE source = ?", [name])
+        return endings
+
+
+def _place(db: Database, chain: journal.Chain, placing: Placing, now: int) -> str:
+    row = asdict(placing.new) | {
+        "id": placing.hold_id or secrets.token_hex(8),
+        "was_running": None,
+        "placed_at": now,
+        "ref": placing.ref,
+    }
+    columns = ", ".join(f'"{column}"' for column in row)
+    marks = ", ".join("?" * len(row))
+    db.execute(f"INSERT INTO hold ({columns}) VALUES ({marks})", list(row.values()))
+    chain.append("placed", **row)
+    return str(row["id"])
+
+
+def _change(db: Database, chain: journal.Chain, name: str, changing: Changing) -> None:
+    settings = ", ".join(f'"{column}" = ?' for column in changing.after)
+    values = [*changing.after.values(), changing.hold_id, name]
+    db.execute(f"UPDATE hold SET {settings} WHERE id = ? AND source = ?", values)
+    chain.append(
+        "changed",
+        id=changing.hold_id,
+        instance=changing.instance,
+        source=name,
+        before=changing.before,
+        after=changing.after,
+    )
+
+
+def _end(db: Database, chain: journal.Chain, name: str, ending: Ending, now: int) -> None:
+    by = f"source {name}"
+    db.execute(
+        "UPDATE hold SET released_at = ?, released_by = ?, release_reason = ? "
+        "WHERE id = ? AND source = ?",
+        [now, by, ending.evidence, ending.hold_id, name],
+    )
+    chain.append(
+        "released", id=ending.hold_id, instance=ending.instance, by=by, reason=ending.evidence
+    )
+    forget_disks_if_free(db, ending.instance)
+
+
+def _note(db: Database, chain: journal.Chain, after: State) -> None:
+    """Store a source's state; what changed of its health is journalled, once."""
+    found = list(db.query("SELECT * FROM source WHERE name = ?", [after.name]))
+    before = _state(found[0]) if found else State(after.name)
+    # The words of an error may be others at each try.
+    if after.error and not before.error:
+        chain.append("source_failed", source=after.name, error=after.error)
+    elif before.error and not after.error:
+        chain.append("source_recovered", source=after.name, since=before.error_since)
+    if after.faults != before.faults:
+        faults = after.faults
+        chain.append("source_faults", source=after.name, count=faults.count, first=faults.first)
+    if after.vanished != before.vanished:
+        gone = after.vanished
+        chain.append("source_vanished", source=after.name, count=gone.count, first=gone.first)
+    columns = asdict(after) | {
+        "faults": json.dumps(asdict(after.faults)),
+        "vanished": json.dumps(asdict(after.vanished)),
+        "ended": json.dumps(after.ended),
+    }
+    marks = ", ".join("?" * len(columns))
+    db.execute(
+        f"REPLACE INTO source ({', '.join(columns)}) VALUES ({marks})", list(columns.values())
+    )
+
+
+def _state(row: dict[str, Any]) -> State:
+    return State(
+        **row
+        | {
+            "faults": _marks(row["faults"]),
+            "vanished": _marks(row["vanished"]),
+            "ended": tuple((at, count) for at, count in json.loads(row["ended"])),
+        }
+    )
+
+
+def _marks(text: str) -> Marks:
+    marks = json.loads(text)
+    return Marks(**marks | {"first": tuple(marks["first"])})
+
+
+def _change_text(ending: Ending) -> str:
+    if not ending.change:
+        return ""
+    return json.dumps([ending.change.before, ending.change.after], sort_keys=True)
+
+
+def _ending(hold_id: str, instance: str, evidence: str, change: str) -> Ending:
+    if not change:
+        return Ending(hold_id, instance, evidence)
+    before, after = json.loads(change)
+    return Ending(hold_id, instance, evidence, Changing(hold_id, instance, before, after))
+
+
+def _digest(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()[:16]
