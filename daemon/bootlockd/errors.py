@@ -5,7 +5,8 @@ BootlockdError
 ├── Unreachable     libvirt did not answer
 │   └── NoSuchDriver    it never will at this URI: there is no such driver on this host
 ├── NotStarted      libvirt did not start a guest
-└── FenceError      a fence could not do what a hold orders
+├── FenceError      a fence could not do what a hold orders
+└── SourceError     a source of holds can't be read (sources/base.py)
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ evidence, or an expiry that was placed with the hold, ends one.
 from __future__ import annotations
 
 import threading
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -20,6 +21,12 @@ from lockdb.values import Kind, OnRunning
 
 class SourceError(BootlockdError):
     """A source could not be read: which, why, what to do. Its holds stay."""
+
+
+def printable_line(text: str, limit: int) -> str:
+    """A source's free text as one line that a hold can have: cut, blanks for what has no shape."""
+    line = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text)
+    return " ".join(line.split())[:limit].rstrip()
 
 
 class Said(StrEnum):
@@ -89,8 +96,11 @@ class Known:
     """What the database holds of this source: what it said last, so far as it could be kept."""
 
     revision: str = ""
-    #: The active holds, by ``ref``.
+    #: The holds that were not released, by ``ref``, as they are at the moment of each question: it
+    #: may be kept for as long as the source is followed.
     held: Mapping[str, Order] = field(default_factory=dict)
+    #: The caller's own: how often this source was reconciled when it was asked.
+    turn: int = 0
 
 
 class Source(Protocol):
@@ -105,6 +115,8 @@ class Source(Protocol):
     def follow(self, known: Known, stop: threading.Event) -> Iterator[Reading]:
         """Look at everything, then yield what changes, until ``stop`` is set.
 
-        A source that is polled yields after each look, a changed one at once. Raises SourceError
-        when the thread is lost: the caller waits a while and follows anew.
+        A source that is polled yields after each look, a changed one at once; one that is told of
+        changes yields an empty reading, not ``whole``, as often as it is proven that it would
+        hear of one. That is what freshness is counted from: silence makes a source stale. Raises
+        SourceError when the thread is lost: the caller waits a while and follows anew.
         """

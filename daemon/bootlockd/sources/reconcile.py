@@ -1,0 +1,397 @@
+"""What a source said, turned into what changes: the one place where rule R3 is kept.
+
+``plan`` is pure: the holds of one source as they are stored, and one reading of it, become steps.
+The rules:
+
+- A hold ends only if the source says RELEASED, with evidence, about that very hold. What is
+  missing from a whole reading has vanished: it stays, and the source is marked. What is UNKNOWN,
+  malformed or said in two ways stays as it is, and the source is marked.
+- What is HELD and not known is placed; what is HELD otherwise than stored is changed, not placed
+  again. A ref that now names another instance holds both: nobody said that the first is free.
+- A hold that was given its id by the source is never placed twice: once ended here, it stays so.
+- More endings at once than ``Limits`` allow end nothing: all of them wait for an admin, and what
+  would end after them waits too, until it is accepted or taken back.
+
+``reconcile`` plans while others may write, and carries the steps out in one transaction.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from bootlockd.errors import BootlockdError
+from bootlockd.sources.base import Known, Observation, Order, Reading, Said, printable_line
+from lockdb import holds, journal, sources
+from lockdb.database import LockDB, open_db
+from lockdb.errors import InvalidValue
+from lockdb.sources import Changing, Ending, Marks, Placing, Row, State, Steps
+from lockdb.values import DEFAULT_NOTICE, REASON_MAX, Kind, NewHold, OnRunning, required_line
+
+#: A source's own name of a hold: at most so long.
+REF_MAX = 500
+
+_HOLD_ID = re.compile(r"[0-9a-f]{16,64}")
+_fields_of = attrgetter(*sources.FIELDS)
+
+
+class Overtaken(BootlockdError):
+    """Another process reconciled this source after the reading had begun: read again."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many holds of one source may end within ``window`` seconds without an admin's word.
+
+    The smaller of ``most`` and ``percent`` of its active holds; but one always may, or a source
+    with fewer than five could release nothing.
+    """
+
+    most: int = 10
+    percent: int = 20
+    window: int = 3600
+
+    def allowed(self, active: int) -> int:
+        """Of so many active holds."""
+        return max(1, min(self.most, active * self.percent // 100))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one reading of a source comes to."""
+
+    steps: Steps
+    after: State
+    unchanged: int = 0
+    #: All that waits, were the steps taken.
+    waiting: Sequence[Ending] = ()
+    #: Why, if anything waits.
+    stopped: str = ""
+
+    @property
+    def changes_holds(self) -> bool:
+        """Some hold would be another afterwards."""
+        return bool(self.steps.place or self.steps.change or self.steps.end)
+
+
+class LiveHeld(Mapping[str, Order]):
+    """The holds of one source, each looked up when it is asked for: ``Known.held``."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path = path
+        self._name = name
+
+    def __getitem__(self, ref: str) -> Order:
+        with open_db(self._path, read_only=True) as lock_db:
+            row = sources.row(lock_db, self._name, ref)
+        if row is None:
+            raise KeyError(ref)
+        return _order(row)
+
+    def __iter__(self) -> Iterator[str]:
+        with open_db(self._path, read_only=True) as lock_db:
+            return iter(sources.refs(lock_db, self._name))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def known(path: Path, name: str) -> Known:
+    """What the database knows of a source. Raises DatabaseError."""
+    with open_db(path, read_only=True) as lock_db:
+        state = sources.stored(lock_db, name)
+    return Known(state.revision, LiveHeld(path, name), state.turn)
+
+
+def reconcile(
+    lock_db: LockDB, name: str, reading: Reading, *, turn: int, limits: Limits, now: int
+) -> Plan:
+    """Make the holds of this source what ``reading`` says. Raises Overtaken, DatabaseError.
+
+    ``turn``: from the ``Known`` that was handed to the source. Comparing takes as long as the
+    reading is large; others can write meanwhile, and if one did, it is compared again.
+    """
+    with lock_db.read() as db:
+        head = journal.head(db)
+        made = _plan_of(lock_db, name, reading, turn=turn, limits=limits, now=now)
+    with lock_db.write() as db:
+        # Each change of a hold is an entry; the turn changes without one.
+        if journal.head(db) != head or sources.stored(lock_db, name).turn != turn:
+            made = _plan_of(lock_db, name, reading, turn=turn, limits=limits, now=now)
+        sources.carry_out(db, made.after, made.steps, now=now)
+    return made
+
+
+def preview(lock_db: LockDB, name: str, reading: Reading, *, limits: Limits, now: int) -> Plan:
+    """What ``reconcile`` would do. Changes nothing."""
+    turn = sources.stored(lock_db, name).turn
+    return _plan_of(lock_db, name, reading, turn=turn, limits=limits, now=now)
+
+
+def _plan_of(
+    lock_db: LockDB, name: str, reading: Reading, *, turn: int, limits: Limits, now: int
+) -> Plan:
+    with lock_db.read() as db:
+        state = sources.stored(lock_db, name)
+        if state.turn != turn:
+            raise Overtaken(f"the source {name} was read by another process meanwhile")
+        return plan(
+            state,
+            sources.rows(db, name),
+            sources.waiting(lock_db, name),
+            reading,
+            limits=limits,
+            now=now,
+            is_taken=lambda hold_id: holds.exists(lock_db, hold_id),
+        )
+
+
+def plan(
+    state: State,
+    rows: Iterable[Row],
+    waiting: Sequence[Ending],
+    reading: Reading,
+    *,
+    limits: Limits,
+    now: int,
+    is_taken: Callable[[str], bool] = lambda _hold_id: False,
+) -> Plan:
+    """The steps from what is stored to what was said.
+
+    ``rows``: as ``lockdb.sources.rows``; each is looked at once and none is kept. ``is_taken``:
+    whether a hold with that id is or ever was there.
+    """
+    findings = _Findings(state.name, now, {ending.hold_id: ending for ending in waiting})
+    said = findings.by_ref(reading.observations)
+    for row in rows:
+        findings.compare(row, said.pop(row[0], None))
+    for observation in said.values():
+        findings.add(observation, is_taken)
+    return findings.plan(state, reading, limits)
+
+
+@dataclass
+class _Findings:
+    """What is found on the way through the rows; ``plan`` makes the whole of it."""
+
+    source: str
+    now: int
+    waiting: dict[str, Ending]
+    place: list[Placing] = field(default_factory=list)
+    change: list[Changing] = field(default_factory=list)
+    #: What may end now and bars nothing: expired holds.
+    expired: list[Ending] = field(default_factory=list)
+    endings: list[Ending] = field(default_factory=list)
+    #: Of the holds whose ending waits, those for which it still does.
+    still: set[str] = field(default_factory=set)
+    vanished: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    active: int = 0
+    unchanged: int = 0
+
+    def by_ref(self, observations: Sequence[Observation]) -> dict[str, Observation]:
+        """One observation for each ref, whatever their order."""
+        found = {observation.ref: observation for observation in observations}
+        if len(found) == len(observations):
+            return found
+        several: dict[str, set[Observation]] = {}
+        for observation in observations:
+            several.setdefault(observation.ref, set()).add(observation)
+        for ref, said in several.items():
+            if len(said) > 1:
+                self.faults.append(f"{_shown(ref)}: it is said in {len(said)} ways")
+                found[ref] = _one_of(said)
+        return found
+
+    def compare(self, row: Row, seen: Observation | None) -> None:
+        """One stored hold and what was said about it."""
+        hold_id, until = row[1], row[10]
+        is_active = until is None or until > self.now
+        self.active += is_active
+        if seen is None:
+            self._keep(hold_id)
+            if is_active and hold_id not in self.waiting:
+                self.vanished.append(row[0])
+        elif seen.hold_id and seen.hold_id != hold_id:
+            self._doubt(row, f"it is hold {_shown(seen.hold_id)} now, and {hold_id} did not end")
+        elif seen.said is Said.HELD and seen.order is not None:
+            if row[2:] == self._as_stored(seen.order):
+                self.unchanged += 1
+            else:
+                self._held_otherwise(row, seen.order, is_active, bool(seen.hold_id))
+        elif seen.said is Said.RELEASED and (evidence := printable_line(seen.evidence, REASON_MAX)):
+            ending = Ending(hold_id, row[2], evidence)
+            (self.endings if is_active else self.expired).append(ending)
+        else:
+            self._doubt(row, seen.problem or f"it is said to be {seen.said}, and no more")
+
+    def add(self, observation: Observation, is_taken: Callable[[str], bool]) -> None:
+        """What was said about a hold that is not stored."""
+        ref, hold_id, order = observation.ref, observation.hold_id, observation.order
+        if observation.said is Said.RELEASED:
+            return
+        if observation.said is Said.UNKNOWN or order is None:
+            self._fault(ref, observation.problem or "it can't be told what it is")
+            return
+        try:
+            required_line("ref", ref, REF_MAX)
+            new = new_hold(order, self.source)
+        except InvalidValue as error:
+            self._fault(ref, str(error))
+            return
+        if hold_id and not _HOLD_ID.fullmatch(hold_id):
+            self._fault(ref, f"{_shown(hold_id)} is no id of a hold")
+        elif hold_id and is_taken(hold_id):
+            self._fault(ref, f"hold {hold_id} has ended here, or is another's: it is not placed")
+        elif new.until is None or new.until > self.now:
+            self.place.append(Placing(ref, new, hold_id))
+
+    def _as_stored(self, order: Order) -> tuple[Any, ...]:
+        """The fields of a hold in good form, as ``new_hold`` would make them, only faster."""
+        fields: tuple[Any, ...] = _fields_of(order)
+        if order.notice and order.placed_by:
+            return fields
+        notice = order.notice or DEFAULT_NOTICE[order.kind]
+        return (*fields[:3], notice, *fields[4:9], order.placed_by or f"source {self.source}")
+
+    def _held_otherwise(self, row: Row, order: Order, is_active: bool, has_id: bool) -> None:
+        ref, hold_id, instance = row[:3]
+        try:
+            new = new_hold(order, self.source)
+        except InvalidValue as error:
+            self._doubt(row, str(error))
+            return
+        after = dict(zip(sources.FIELDS, _fields_of(new), strict=True))
+        before = dict(zip(sources.FIELDS, row[2:], strict=True))
+        after = {name: value for name, value in after.items() if value != before[name]}
+        if not after:
+            self.unchanged += 1
+        elif "instance" in after and has_id:
+            self._doubt(row, f"hold {hold_id} is on {instance}, not on {new.instance}")
+        elif "instance" in after:
+            # Under a name of its own the first goes on, and vanishes, or is released like any.
+            name = {"ref": ref}, {"ref": f"{ref}@{hold_id}"}
+            self.change.append(Changing(hold_id, instance, *name))
+            if new.until is None or new.until > self.now:
+                self.place.append(Placing(ref, new))
+            self._keep(hold_id)
+        else:
+            changed = {name: before[name] for name in after}
+            changing = Changing(hold_id, instance, changed, after)
+            if is_active and self._loosens(before, new):
+                what = "the source made it a state lock, or let it expire"
+                self.endings.append(Ending(hold_id, instance, what, changing))
+            else:
+                self.change.append(changing)
+
+    def _loosens(self, before: Mapping[str, Any], new: NewHold) -> bool:
+        weaker = before["kind"] == Kind.BOOT_LOCK and new.kind is Kind.STATE_LOCK
+        return weaker or (new.until is not None and new.until <= self.now)
+
+    def _doubt(self, row: Row, problem: str) -> None:
+        self._fault(row[0], problem)
+        self._keep(row[1])
+
+    def _keep(self, hold_id: str) -> None:
+        """Nothing new was said: what waits goes on to wait."""
+        if hold_id in self.waiting:
+            self.still.add(hold_id)
+
+    def _fault(self, ref: str, problem: str) -> None:
+        shown = _shown(ref)
+        line = printable_line(problem, REASON_MAX)
+        self.faults.append(line if shown in line else f"{shown}: {line}")
+
+    def plan(self, state: State, reading: Reading, limits: Limits) -> Plan:
+        """All of it."""
+        since = self.now - limits.window
+        # Set back, the clock would make what was to be forgotten in an hour last for years.
+        ended = [(min(at, self.now), count) for at, count in state.ended]
+        ended = [(at, count) for at, count in ended if at > since]
+        before = sum(count for _, count in ended)
+        allowed = limits.allowed(self.active + before)
+        said_again = {ending.hold_id: ending for ending in self.endings}
+        left = [self.waiting[hold_id] for hold_id in sorted(self.still)]
+        left += [one for one in self.waiting.values() if one.hold_id in said_again]
+        stopped = ""
+        if left or before + len(self.endings) > allowed:
+            stopped = (
+                f"{len({one.hold_id for one in left} | set(said_again))} of {self.active} holds "
+                f"would end, where {allowed} may within {limits.window} s"
+            )
+        all_waiting = {one.hold_id: one for one in left} | (said_again if stopped else {})
+        ending_now = [] if stopped else self.endings
+        if ending_now:
+            ended.append((self.now, len(ending_now)))
+        steps = Steps(
+            place=sorted(self.place, key=lambda one: one.ref),
+            change=sorted(self.change, key=lambda one: one.hold_id),
+            end=sorted([*self.expired, *ending_now], key=lambda one: one.hold_id),
+            wait=[one for one in all_waiting.values() if self.waiting.get(one.hold_id) != one],
+            withdraw=sorted(self.waiting.keys() - all_waiting.keys()),
+        )
+        after = self._state(state, reading, tuple(ended))
+        waiting = sorted(all_waiting.values(), key=lambda one: one.hold_id)
+        return Plan(steps, after, self.unchanged, waiting, stopped)
+
+    def _state(self, state: State, reading: Reading, ended: tuple[tuple[int, int], ...]) -> State:
+        faults = [*(printable_line(fault, REASON_MAX) for fault in reading.faults), *self.faults]
+        return replace(
+            state,
+            turn=state.turn + 1,
+            revision=reading.revision,
+            tried_at=self.now,
+            read_at=self.now,
+            whole_at=self.now if reading.whole else state.whole_at,
+            error="",
+            error_since=None,
+            # Only who sees all can say that there are no more.
+            faults=Marks.of(faults) if reading.whole else state.faults.and_also(faults),
+            vanished=Marks.of(self.vanished) if reading.whole else state.vanished,
+            ended=ended,
+        )
+
+
+def new_hold(order: Order, source: str) -> NewHold:
+    """The hold that a source orders. Raises InvalidValue."""
+    return NewHold(
+        instance=order.instance,
+        reason=order.reason,
+        placed_by=order.placed_by or f"source {source}",
+        kind=order.kind,
+        source=source,
+        notice=order.notice,
+        case=order.case,
+        on_running=order.on_running,
+        grace=order.grace,
+        isolate=order.isolate,
+        until=order.until,
+    )
+
+
+def _order(row: Row) -> Order:
+    values = dict(zip(sources.FIELDS, row[2:], strict=True))
+    return Order(
+        **values
+        | {
+            "kind": Kind(values["kind"]),
+            "on_running": OnRunning(values["on_running"]),
+            "isolate": bool(values["isolate"]),
+        }
+    )
+
+
+def _one_of(said: set[Observation]) -> Observation:
+    """Of several statements about one hold: what is held stays, what is not held becomes so."""
+    held = [one for one in said if one.said is Said.HELD and one.order is not None]
+    orders = sorted(held, key=lambda one: (repr(one.order), one.hold_id))
+    ref = next(iter(said)).ref
+    return orders[0] if orders else Observation(ref, Said.UNKNOWN, problem="it can't be told")
+
+
+def _shown(text: str) -> str:
+    return printable_line(text[:REF_MAX].encode("utf-8", "backslashreplace").decode(), REF_MAX)

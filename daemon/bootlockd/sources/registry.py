@@ -1,0 +1,12 @@
+"""The sources that the configuration names."""
+
+from __future__ import annotations
+
+from bootlockd.config import Config
+from bootlockd.sources.base import Source
+
+
+def sources(config: Config) -> list[Source]:
+    """One of each kind at most: a hold's ``source`` is its name."""
+    found: list[Source] = []
+    return found
