@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from bootlockd.errors import ConfigError
 from lockdb.database import DEFAULT_PATH
@@ -110,6 +111,39 @@ class Network:
 
 
 @dataclass(frozen=True)
+class Sync:
+    """``[sync]``"""
+
+    #: Seconds between two looks at sources that have to be asked.
+    interval: int = 60
+    #: How many holds of one source, and which share, may end within the window by themselves.
+    max_release: int = 10
+    max_release_percent: int = 20
+    release_window: int = 3600
+    #: Seconds of silence after which a source is a fault.
+    stale_after: int = 900
+
+    def __post_init__(self) -> None:
+        if self.max_release_percent > 100:
+            raise ValueError("max_release_percent: must be at most 100")
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """``[sources.file]``"""
+
+    #: Holds are read from the files in it; unset: none are.
+    directory: Path | None = None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """``[sources]``: where holds are decided that this host keeps."""
+
+    file: FileSource = field(default_factory=FileSource)
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole file."""
 
@@ -121,6 +155,8 @@ class Config:
     process_watch: ProcessWatch = field(default_factory=ProcessWatch)
     custody: Custody = field(default_factory=Custody)
     image_lock: ImageLock = field(default_factory=ImageLock)
+    sync: Sync = field(default_factory=Sync)
+    sources: Sources = field(default_factory=Sources)
 
 
 def parse_listen(listen: str) -> tuple[str, int]:
@@ -172,6 +208,9 @@ def _section(kind: type[T], table: Mapping[str, Any], where: str) -> T:
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
+    if isinstance(kind, UnionType):
+        # ``X | None``: TOML has no word for None, a setting that is there is an X.
+        kind = next(each for each in get_args(kind) if each is not NoneType)
     if is_dataclass(kind):
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: must be a table", "write it as [name]")
