@@ -20,7 +20,9 @@ def parse_until(field: str, text: str, now: int) -> int:
     A time without an offset is UTC, as everything bootlock prints. Raises InvalidValue.
     """
     duration = _DURATION.fullmatch(text.strip())
-    moment = now + int(duration[1]) * _UNIT[duration[2]] if duration else _iso(field, text.strip())
+    moment = (
+        now + int(duration[1]) * _UNIT[duration[2]] if duration else parse_time(field, text.strip())
+    )
     if moment <= now:
         raise InvalidValue(field, f"{text} is not in the future", f"now is {iso(now)}")
     if moment > _LAST:
@@ -33,7 +35,8 @@ def iso(moment: int) -> str:
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _iso(field: str, text: str) -> int:
+def parse_time(field: str, text: str) -> int:
+    """The Unix second of an ISO 8601 time; UTC without an offset. Raises InvalidValue."""
     try:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:

@@ -165,7 +165,8 @@ def plan(
     ``rows``: as ``lockdb.sources.rows``; each is looked at once and none is kept. ``is_taken``:
     whether a hold with that id is or ever was there.
     """
-    findings = _Findings(state.name, now, {ending.hold_id: ending for ending in waiting})
+    waits = {ending.hold_id: ending for ending in waiting}
+    findings = _Findings(state.name, now, waits, reading.faults)
     said = findings.by_ref(reading.observations)
     for row in rows:
         findings.compare(row, said.pop(row[0], None))
@@ -181,6 +182,8 @@ class _Findings:
     source: str
     now: int
     waiting: dict[str, Ending]
+    #: What the reading itself says went wrong; a hold that is unknown for it is no fault more.
+    general: Sequence[str]
     place: list[Placing] = field(default_factory=list)
     change: list[Changing] = field(default_factory=list)
     #: What may end now and bars nothing: expired holds.
@@ -302,6 +305,8 @@ class _Findings:
             self.still.add(hold_id)
 
     def _fault(self, ref: str, problem: str) -> None:
+        if problem in self.general:
+            return
         shown = _shown(ref)
         line = printable_line(problem, REASON_MAX)
         self.faults.append(line if shown in line else f"{shown}: {line}")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from bootlockd.config import Config
 from bootlockd.sources.base import Source
+from bootlockd.sources.file import FileSource
 
 
 def sources(config: Config) -> list[Source]:
     """One of each kind at most: a hold's ``source`` is its name."""
     found: list[Source] = []
+    if config.sources.file.directory:
+        found.append(FileSource(config.sources.file.directory, interval=config.sync.interval))
     return found
