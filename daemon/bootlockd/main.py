@@ -6,8 +6,10 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 import click
 
@@ -16,8 +18,23 @@ from bootlockd.config import DEFAULT_CONFIG, Config, load
 from bootlockd.errors import BootlockdError
 from bootlockd.notify import notify
 from bootlockd.service import Service
+from bootlockd.sources.registry import sources
+from bootlockd.sources.runner import SyncFailed, SyncService
 
 log = logging.getLogger(__name__)
+
+
+class Runs(Protocol):
+    """One run of the program with one configuration."""
+
+    def run(self) -> None:
+        """Serve until ``stop``."""
+
+    def stop(self) -> None:
+        """End it. May be called from a signal handler."""
+
+    def between_turns(self, action: Callable[[], None]) -> None:
+        """From a signal handler: call ``action`` in the thread that runs."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,13 +46,14 @@ log = logging.getLogger(__name__)
     show_default=True,
     help="The settings.",
 )
+@click.option("--sync", is_flag=True, help="Keep the holds of the configured sources instead.")
 @click.option("--check-config", is_flag=True, help="Read the settings, say what is wrong, and end.")
 @click.version_option(__version__, message="bootlockd %(version)s")
-def cli(path: Path, check_config: bool) -> None:
+def cli(path: Path, sync: bool, check_config: bool) -> None:
     """Make the holds on this host true for instances that already run.
 
-    Run by systemd (bootlockd.service). SIGHUP reads the settings again, SIGTERM ends it; what is
-    enforced stays enforced.
+    Run by systemd: bootlockd.service, and bootlock-sync.service with --sync. SIGHUP reads the
+    settings again, SIGTERM ends it; what is enforced stays enforced.
     """
     # journald adds the time, and reads the level from the prefix (sd-daemon(3)).
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
@@ -46,13 +64,19 @@ def cli(path: Path, check_config: bool) -> None:
     realtime.keep()
     ending = threading.Event()
     while not ending.is_set():
-        config = _run(path, config, ending)
+        config = _run(path, config, ending, _sync_service if sync else Service)
     notify("STOPPING=1")
 
 
-def _run(path: Path, config: Config, ending: threading.Event) -> Config:
+def _sync_service(config: Config) -> Runs:
+    return SyncService(config, sources(config))
+
+
+def _run(
+    path: Path, config: Config, ending: threading.Event, make: Callable[[Config], Runs]
+) -> Config:
     """Serve until a signal ends it; the settings to go on with, unless ``ending``."""
-    service = Service(config)
+    service = make(config)
     after = [config]
 
     def read_again() -> None:
@@ -78,7 +102,7 @@ def _run(path: Path, config: Config, ending: threading.Event) -> Config:
 
 
 def main() -> int:
-    """Run until told to end. Returns the exit code: 2 for settings that can't be used."""
+    """Run until told to end. Returns the exit code: 1 if it broke, 2 for unusable settings."""
     try:
         cli.main(prog_name="bootlockd", standalone_mode=False)
     except click.ClickException as error:
@@ -86,7 +110,7 @@ def main() -> int:
         return 2
     except BootlockdError as error:
         click.echo(f"bootlockd: {error}" + (f"; {error.hint}" if error.hint else ""), err=True)
-        return 2
+        return 1 if isinstance(error, SyncFailed) else 2
     return 0
 
 

@@ -15,32 +15,8 @@ from bootlockd import notify
 from bootlockd.service import Service
 from daemon.fakes import settings
 from daemonhost import Daemon
+from manager import Manager
 from privatehost import PATIENCE, PrivateHost, wait_until
-
-
-class Manager:
-    """systemd's side of sd_notify(3): a datagram socket, which must hear everything."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.heard: list[str] = []
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(str(path))
-        self._socket.setblocking(False)
-
-    def lines(self) -> list[str]:
-        while True:
-            try:
-                self.heard += self._socket.recv(65536).decode().splitlines()
-            except BlockingIOError:
-                return self.heard
-
-    def count(self, line: str) -> int:
-        return self.lines().count(line)
-
-    def close(self) -> None:
-        self._socket.close()
-        self.path.unlink()
 
 
 @pytest.fixture
