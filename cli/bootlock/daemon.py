@@ -44,12 +44,17 @@ class Answer:
         return [row for row in self.rows if row.state is State.FAILED]
 
 
-def control_socket() -> Path:
-    """Where the daemon listens, as far as its settings can be read."""
+def settings() -> Config:
+    """The daemon's settings, as far as they can be read."""
     try:
-        return load(DEFAULT_CONFIG).daemon.control_socket
+        return load(DEFAULT_CONFIG)
     except ConfigError:
-        return Config().daemon.control_socket
+        return Config()
+
+
+def control_socket() -> Path:
+    """Where the daemon listens."""
+    return settings().daemon.control_socket
 
 
 def carry_out(path: Path, hold: Hold) -> Answer:

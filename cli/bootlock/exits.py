@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from bootlockd.errors import Unreachable
-from lockdb.errors import AmbiguousPrefix, DatabaseError, InvalidValue, LockDBError, NotFound
+from bootlockd.errors import ConfigError, Unreachable
+from bootlockd.sources.base import SourceError
+from lockdb.errors import (
+    AmbiguousPrefix,
+    DatabaseError,
+    InvalidValue,
+    LockDBError,
+    NotFound,
+    NotNow,
+)
 
 
 class Exit(IntEnum):
@@ -23,9 +31,12 @@ class Exit(IntEnum):
 _BY_ERROR: list[tuple[type[LockDBError], Exit]] = [
     (InvalidValue, Exit.USAGE),
     (AmbiguousPrefix, Exit.USAGE),
+    (ConfigError, Exit.USAGE),
     (NotFound, Exit.NOT_FOUND),
+    (NotNow, Exit.NOT_NOW),
     (DatabaseError, Exit.DATABASE),
     (Unreachable, Exit.UNREACHABLE),
+    (SourceError, Exit.UNREACHABLE),
 ]
 
 

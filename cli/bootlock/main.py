@@ -11,7 +11,18 @@ import click
 
 from bootlock import __version__
 from bootlock.app import App
-from bootlock.commands import check, doctor, init, journal, permit, place, release, status, view
+from bootlock.commands import (
+    check,
+    doctor,
+    init,
+    journal,
+    permit,
+    place,
+    release,
+    status,
+    sync,
+    view,
+)
 from bootlock.daemon import control_socket
 from bootlock.exits import Exit, exit_of
 from bootlock.output import printable
@@ -30,7 +41,7 @@ Exit codes:
   3  no such hold, permit or instance
   4  not allowed now
   5  the database can't be used
-  6  libvirt or the daemon can't be reached"""
+  6  libvirt, the daemon or a source can't be reached"""
 
 
 class _Group(click.Group):
@@ -102,6 +113,7 @@ for command in (
     view.show,
     check.check,
     journal.journal,
+    sync.sync,
     status.status,
     doctor.doctor,
     init.init,

@@ -19,18 +19,21 @@ from lockdb.when import iso
 
 _TIMES = {
     "at",
+    "error_since",
     "first_at",
     "granted_at",
     "last_at",
     "looked",
     "next_try",
     "placed_at",
+    "read_at",
     "released_at",
     "revoked_at",
     "proven",
     "since",
     "started",
     "until",
+    "whole_at",
 }
 
 

@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 from bootlockd import __version__
 from bootlockd.config import parse_listen
 from bootlockd.errors import BootlockdError, Unreachable
-from lockdb import breakglass, counts, onlooker, proofs
+from lockdb import breakglass, counts, onlooker, proofs, sources
 from lockdb.database import LockDB
 from lockdb.errors import DatabaseError
 from lockdb.values import Kind, Operation
@@ -139,6 +139,7 @@ class _Database(Collector):
             return [
                 *_in_force(lock_db, now),
                 *_proofs(lock_db, now),
+                *_sources(lock_db),
                 *_ever(lock_db, totals),
             ], totals
 
@@ -160,6 +161,30 @@ def _proofs(lock_db: LockDB, now: int) -> Iterator[Metric]:
     ages = {uri: now - at for uri, at in proven.items() if at}
     since = "Since the last canary was refused by our hook."
     yield _family("armed_proof_age_seconds", since, ["uri"], _single(ages))
+
+
+def _sources(lock_db: LockDB) -> Iterator[Metric]:
+    known = {state.name: state for state in sources.all_stored(lock_db)}
+    words = {
+        "read_timestamp_seconds": "When a source last said something; 0: never.",
+        "error": "A source can't be read.",
+        "faults": "What a source could not say.",
+        "vanished_holds": "Holds that a source does not show any more, and that stay.",
+        "waiting_holds": "Holds whose release waits for an admin.",
+    }
+    values = {
+        name: (
+            state.read_at or 0,
+            bool(state.error),
+            state.faults.count,
+            state.vanished.count,
+            len(sources.waiting(lock_db, name)),
+        )
+        for name, state in known.items()
+    }
+    for number, (name, text) in enumerate(words.items()):
+        of_each = {source: found[number] for source, found in values.items()}
+        yield _family(f"source_{name}", text, ["source"], _single(of_each))
 
 
 def _ever(lock_db: LockDB, totals: counts.Totals) -> Iterator[Metric]:

@@ -4,6 +4,7 @@ LockDBError
 ├── InvalidValue          a value that can't be stored: names the field
 ├── NotFound              no such hold or permit
 │   └── AlreadyEnded      it was there, and has been released or revoked
+├── NotNow                what was asked for is not allowed as things are
 ├── AmbiguousPrefix       more than one hold or permit begins so
 └── DatabaseError         the file can't be used: names the path
     ├── DatabaseMissing
@@ -44,6 +45,10 @@ class NotFound(LockDBError):
 
 class AlreadyEnded(NotFound):
     """The hold was released, or the permit revoked, before."""
+
+
+class NotNow(LockDBError):
+    """It is not allowed as things are: a hold is its source's, what waits is not what was seen."""
 
 
 class AmbiguousPrefix(LockDBError):

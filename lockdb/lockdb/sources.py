@@ -22,7 +22,7 @@ from sqlite_utils import Database
 
 from lockdb import journal
 from lockdb.database import LockDB
-from lockdb.errors import NotFound
+from lockdb.errors import NotFound, NotNow
 from lockdb.holds import forget_disks_if_free
 from lockdb.values import NewHold
 
@@ -233,13 +233,13 @@ def failed(lock_db: LockDB, name: str, error: str, *, now: int) -> None:
 
 
 def accept(lock_db: LockDB, name: str, token: str, *, by: str, now: int) -> list[Ending]:
-    """Carry out what waits, if it is exactly what ``token`` names. Raises NotFound."""
+    """Carry out what waits, if it is exactly what ``token`` names. Raises NotFound, NotNow."""
     with lock_db.write() as db:
         endings = waiting(lock_db, name)
         if not endings:
             raise NotFound(f"nothing of the source {name} waits", f"see 'bootlock sync {name}'")
         if token != token_of(endings):
-            raise NotFound(
+            raise NotNow(
                 f"what waits of the source {name} is not {token[:80]!r} any more",
                 f"look again: 'bootlock sync {name}'",
             )

@@ -23,7 +23,7 @@ from bootlockd.durations import Durations
 from bootlockd.errors import BootlockdError, Unreachable
 from bootlockd.metrics import ACTIONS, MetricsServer
 from daemon.fakes import place, release, uuid
-from lockdb import database, enforcements, journal, permits, proofs, refusals
+from lockdb import database, enforcements, journal, permits, proofs, refusals, sources
 from lockdb.enforcements import Enforcement, State
 from lockdb.values import Kind, Operation
 from privatehost import PATIENCE
@@ -279,6 +279,7 @@ def test_each_metric_is_documented_with_its_labels_and_none_that_is_not_there(
         row = Enforcement("a", "power", uuid(1), State.ENFORCED, "", 1, 1)
         enforcements.record(opened, [row])
         proofs.record(opened, "qemu:///system", armed=True, answer="", now=1)
+        sources.failed(opened, "file", "gone", now=1)
     with served(lock_db) as url:
         said = text(url)
     exported = {}
@@ -305,3 +306,22 @@ def test_what_exports_them_loads_no_libvirt_and_none_of_the_daemons_powers() -> 
         "bootlockd.hypervisor",
     }
     assert loaded & unwanted == set()
+
+
+def test_a_source_shows_when_it_was_read_and_what_it_leaves_to_an_admin(lock_db: Path) -> None:
+    with database.open_db(lock_db) as opened:
+        with opened.write() as db:
+            state = sources.State(
+                "file", read_at=7, faults=sources.Marks.of("ab"), vanished=sources.Marks.of("cde")
+            )
+            sources.carry_out(db, state, sources.Steps(), now=7)
+        sources.failed(opened, "nova", "gone", now=8)
+    with served(lock_db) as url:
+        found = numbers(url)
+    names = ("read_timestamp_seconds", "error", "faults", "vanished_holds", "waiting_holds")
+    ours = {name: value for name, value in found.items() if name.startswith("bootlock_source_")}
+    assert ours == {
+        f'bootlock_source_{name}{{source="{source}"}}': value
+        for source, values in {"file": (7, 0, 2, 3, 0), "nova": (0, 1, 0, 0, 0)}.items()
+        for name, value in zip(names, values, strict=True)
+    }

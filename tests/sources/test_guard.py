@@ -9,7 +9,7 @@ import pytest
 from bootlockd.sources.reconcile import Limits
 from database.soundness import assert_whole, log
 from lockdb import database, holds, sources
-from lockdb.errors import NotFound
+from lockdb.errors import NotFound, NotNow
 from lockdb.sources import Ending
 from lockdb.values import Kind
 from samples import NOW
@@ -88,7 +88,7 @@ def test_exactly_what_was_shown_is_accepted(path: Path) -> None:
     take(path, part(*map(released, range(5))), limits=GUARD)
     shown = sources.token_of(waiting(path))
     take(path, part(*map(released, range(10))), limits=GUARD)
-    with pytest.raises(NotFound, match="any more"):
+    with pytest.raises(NotNow, match="any more"):
         accept(path, shown)
     assert len(in_force(path)) == 20
     accept(path, sources.token_of(waiting(path)))

@@ -10,6 +10,7 @@ import click
 
 from bootlock import output
 from bootlock.app import App, json_option, pass_app
+from bootlock.daemon import settings
 from bootlock.doctor import ALL
 from bootlock.doctor.finding import Check, Finding, Level, Patient
 from bootlock.exits import Exit
@@ -31,7 +32,9 @@ def doctor(app: App, fix: bool, as_json: bool) -> int:
     Example:
       bootlock doctor --fix
     """
-    patient = Patient(app.uris, app.now(), database=app.database, control=app.control)
+    patient = Patient(
+        app.uris, app.now(), database=app.database, control=app.control, config=settings()
+    )
     findings = list(_examine(patient, ALL, fix, show=not as_json))
     faults = [finding for finding in findings if finding.level is Level.FAULT]
     if as_json:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from bootlock import daemon, output, starting
@@ -19,7 +21,7 @@ from bootlockd.errors import Unreachable
 from lockdb import holds
 from lockdb.database import LockDB
 from lockdb.enforcements import State
-from lockdb.errors import NotFound
+from lockdb.errors import NotFound, NotNow
 from lockdb.values import Hold
 
 
@@ -35,6 +37,12 @@ from lockdb.values import Hold
 @click.option(
     "--start", "start_it", is_flag=True, help="Then start it: from its saved RAM, if it has any."
 )
+@click.option(
+    "--override-source",
+    "override",
+    is_flag=True,
+    help="End it here, though a source decided it. If the source still has it, it comes back.",
+)
 @json_option
 @pass_app
 def release(
@@ -44,6 +52,7 @@ def release(
     instance: str | None,
     release_all: bool,
     start_it: bool,
+    override: bool,
     as_json: bool,
 ) -> int:
     """Release HOLD, an id or its unique beginning.
@@ -51,6 +60,8 @@ def release(
     Releasing one hold never releases another: an instance with two holds stays held. What the
     daemon did for it is undone when this returns; what was stopped stays off unless --start is
     given.
+
+    A hold that a source decided (bootlock sync) is released there: exit code 4.
 
     \b
     Example:
@@ -65,6 +76,8 @@ def release(
     guest = starting.known_guest(app, uuid or _instance_of(app, hold)) if start_it else None
     with app.write() as lock_db, lock_db.write():
         ids = _holds_on(lock_db, uuid) if uuid else [holds.find(lock_db, hold or "").id]
+        if not override:
+            _only_of_here([holds.find(lock_db, hold_id) for hold_id in ids])
         released = [
             holds.release(lock_db, hold_id, reason=reason, by=actor(), now=now) for hold_id in ids
         ]
@@ -82,6 +95,12 @@ def release(
         code = Exit.UNREACHABLE if standing else Exit.DONE
     if as_json:
         output.print_json([hold.as_dict() for hold in released])
+    for one in released:
+        if one.ref is not None:
+            output.note(
+                f"the source {one.source} was not told: as long as it has {one.ref}, the next sync "
+                "may place it again"
+            )
     if standing:
         left = "; ".join(daemon.described(row) for row in standing)
         output.note(f"released, but not undone by the daemon yet: {left}")
@@ -100,6 +119,18 @@ def _holds_on(lock_db: LockDB, uuid: str) -> list[str]:
     if not ids:
         raise NotFound(f"no hold on {uuid}", "see 'bootlock list'")
     return ids
+
+
+def _only_of_here(found: Sequence[Hold]) -> None:
+    """Nothing is released before all may be."""
+    for hold in found:
+        if hold.ref is not None and hold.released_at is None:
+            raise NotNow(
+                f"hold {hold.id} is decided by the source {hold.source}, as {hold.ref}",
+                "release it there; released here it would be placed again by the next sync. "
+                "'bootlock permit' lets one start through, --override-source is for a source that "
+                "is gone",
+            )
 
 
 def _print(released: list[Hold], remaining: list[Hold]) -> None:

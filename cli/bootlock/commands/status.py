@@ -12,10 +12,12 @@ import click
 from bootlock import output
 from bootlock.app import App, json_option, pass_app
 from bootlock.commands.doctor import print_finding
+from bootlock.daemon import settings
 from bootlock.doctor import QUICK
 from bootlock.doctor.finding import Level, Patient
 from bootlock.exits import Exit
-from lockdb import counts, holds, journal, permits, proofs, refusals
+from lockdb import counts, holds, journal, permits, proofs, refusals, sources
+from lockdb.database import LockDB
 from lockdb.errors import DatabaseError
 from lockdb.values import Kind
 
@@ -33,7 +35,7 @@ def status(app: App, as_json: bool) -> int:
       bootlock status --json
     """
     now = app.now()
-    patient = Patient(app.uris, now, database=app.database, control=app.control)
+    patient = Patient(app.uris, now, database=app.database, control=app.control, config=settings())
     findings = [finding for check in QUICK for finding in check(patient)]
     faults = [finding for finding in findings if finding.level is Level.FAULT]
     try:
@@ -54,7 +56,7 @@ def status(app: App, as_json: bool) -> int:
             {
                 name.replace("_", " "): value
                 for name, value in facts.items()
-                if name not in {"armed", "enforcement"}
+                if name not in {"armed", "enforcement", "sources"}
             }
         )
         for fence, states in facts.get("enforcement", {}).items():
@@ -78,7 +80,25 @@ def _facts(app: App, now: int) -> dict[str, Any]:
             "journal_head": f"{head.seq}:{head.hash}",
             "enforcement": _by_fence(counts.enforcements(lock_db)),
             "armed": [asdict(proof) for proof in proofs.stored(lock_db)],
+            "sources": _sources(lock_db),
         }
+
+
+def _sources(lock_db: LockDB) -> list[dict[str, Any]]:
+    return [
+        {
+            "source": state.name,
+            "holds": len(sources.refs(lock_db, state.name)),
+            "read_at": state.read_at,
+            "whole_at": state.whole_at,
+            "error": state.error or None,
+            "error_since": state.error_since,
+            "vanished": state.vanished.count,
+            "faults": state.faults.count,
+            "waiting": len(sources.waiting(lock_db, state.name)),
+        }
+        for state in sources.all_stored(lock_db)
+    ]
 
 
 def _by_fence(numbers: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:

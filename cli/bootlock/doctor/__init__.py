@@ -11,6 +11,7 @@ from bootlock.doctor.finding import Finding, Level, Patient
 from bootlock.doctor.hook import decision_text, foreign_hooks, hook_files
 from bootlock.doctor.host import break_glass, confinement, sqlite3_shell
 from bootlock.doctor.proof import armed, last_proofs
+from bootlock.doctor.sources import sources
 from bootlock.doctor.store import database, integrity, journal
 
 #: What can be told at a glance; ``status`` runs these.
@@ -22,6 +23,7 @@ QUICK = (
     break_glass,
     daemon,
     enforced,
+    sources,
     last_proofs,
 )
 
@@ -39,6 +41,7 @@ ALL = (
     daemon,
     metrics,
     enforced,
+    sources,
     armed,
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ class Patient:
     share: Path = Path("/usr/share/bootlock")
     break_glass: Path = Path("/run/bootlock/break-glass")
     control: Path = Config().daemon.control_socket
+    #: The daemon's settings.
+    config: Config = field(default_factory=Config)
     #: Where a package or an admin puts the daemon's unit.
     units: Sequence[Path] = tuple(
         Path(place, "systemd/system/bootlockd.service") for place in ("/usr/lib", "/lib", "/etc")
