@@ -75,6 +75,10 @@ bench-daemon: deps ## Measure the daemon against its limits (root; ten minutes)
 	  PYTHONPATH=tests $(BIN)/python -B -m benchmarks.$$part $(filter --quick,$(BENCH_ARGS)) \
 	    || missed=1; done; [ -z "$$missed" ]
 
+.PHONY: bench-sources
+bench-sources: deps ## Measure syncing 100,000 holds against its limits (a minute)
+	@PYTHONPATH=tests $(BIN)/python -B -m benchmarks.sources
+
 .PHONY: schema
 schema: .venv/.done ## Write lockdb/lockdb/schema.sql from the migrations
 	@$(BIN)/python -m lockdb.migrations >lockdb/lockdb/schema.sql

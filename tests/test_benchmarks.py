@@ -104,3 +104,17 @@ def test_results_replace_the_ones_in_the_document(tmp_path: Path) -> None:
 
 def test_an_outcome_at_its_limit_is_met() -> None:
     assert Outcome(TARGETS[0], TARGETS[0].limit, (1.0, 9.0)).is_met
+
+
+def test_the_benchmark_of_sources_runs_and_one_change_writes_a_few_rows() -> None:
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "benchmarks.sources", "--holds", "300", "--rounds", "1"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    # So few holds say nothing about the ratio.
+    assert "rows written for one change: 4.00, at most 10: met" in done.stdout, done.stderr
+    assert done.stdout.count("memory of a process") == 2
