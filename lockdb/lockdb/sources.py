@@ -67,9 +67,12 @@ class Marks:
         return cls(len(lines), tuple(lines[:EXAMPLES]), _digest(lines))
 
     def and_also(self, items: Iterable[str]) -> Marks:
-        """These, with others that may be among them already."""
+        """These, with others that may be among them already.
+
+        Once there are more than are kept it is not known which are new: no more are counted.
+        """
         new = sorted(set(items) - set(self.first))
-        if not new:
+        if not new or self.count >= EXAMPLES:
             return self
         first = (*self.first, *new)[:EXAMPLES]
         return Marks(self.count + len(new), first, _digest([self.digest, *new]))
@@ -156,6 +159,7 @@ def all_stored(lock_db: LockDB) -> list[State]:
 def rows(db: Database, name: str) -> Iterator[Row]:
     """The holds of a source that were not released, expired ones too."""
     columns = ", ".join(f'"{column}"' for column in ("ref", "id", *FIELDS))
+    _widen_cache(db)
     yield from db.execute(f"SELECT {columns} FROM hold WHERE {_OF_SOURCE}", [name])
 
 
@@ -172,7 +176,14 @@ def row(lock_db: LockDB, name: str, ref: str) -> Row | None:
 def refs(lock_db: LockDB, name: str) -> list[str]:
     """The ``ref`` of each of ``rows``."""
     with lock_db.read() as db:
+        _widen_cache(db)
         return [ref for (ref,) in db.execute(f"SELECT ref FROM hold WHERE {_OF_SOURCE}", [name])]
+
+
+def _widen_cache(db: Database) -> None:
+    # In KiB. Rows lie in the order of their ids and are asked for in that of their refs: with
+    # SQLite's usual 2 MiB each would be read from the file again.
+    db.execute("PRAGMA cache_size=-65536")
 
 
 _OF_SOURCE = "source = ? AND released_at IS NULL AND ref IS NOT NULL"
@@ -255,7 +266,7 @@ def accept(lock_db: LockDB, name: str, token: str, *, by: str, now: int) -> list
 
 
 def _place(db: Database, chain: journal.Chain, placing: Placing, now: int) -> str:
-    row = asdict(placing.new) | {
+    row = vars(placing.new) | {
         "id": placing.hold_id or secrets.token_hex(8),
         "was_running": None,
         "placed_at": now,

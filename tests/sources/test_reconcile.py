@@ -318,3 +318,12 @@ def test_a_source_that_can_not_be_read_keeps_all_and_says_so_once(lock_db: LockD
 
 def test_holds_that_were_placed_here_have_no_name_of_a_source(lock_db: LockDB) -> None:
     assert [holds.place(lock_db, new_hold(), now=NOW).ref for _ in range(2)] == [None, None]
+
+
+def test_one_id_is_given_to_one_hold(path: Path) -> None:
+    said = held(1, "b", A_HOLD_ID), held(2, "a", A_HOLD_ID)
+    take(path, whole(*said))
+    assert instances(path) == [uuid(2)]
+    assert state(path).faults.first == (
+        f"b: hold {A_HOLD_ID} has ended here, or is another's: it is not placed",
+    )

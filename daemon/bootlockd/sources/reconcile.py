@@ -170,8 +170,9 @@ def plan(
     said = findings.by_ref(reading.observations)
     for row in rows:
         findings.compare(row, said.pop(row[0], None))
-    for observation in said.values():
-        findings.add(observation, is_taken)
+    # Of two that claim the same id, it is the same one that gets it, whatever their order.
+    for ref in sorted(said):
+        findings.add(said[ref], is_taken)
     return findings.plan(state, reading, limits)
 
 
@@ -185,6 +186,7 @@ class _Findings:
     #: What the reading itself says went wrong; a hold that is unknown for it is no fault more.
     general: Sequence[str]
     place: list[Placing] = field(default_factory=list)
+    ids: set[str] = field(default_factory=set)
     change: list[Changing] = field(default_factory=list)
     #: What may end now and bars nothing: expired holds.
     expired: list[Ending] = field(default_factory=list)
@@ -216,9 +218,7 @@ class _Findings:
         is_active = until is None or until > self.now
         self.active += is_active
         if seen is None:
-            self._keep(hold_id)
-            if is_active and hold_id not in self.waiting:
-                self.vanished.append(row[0])
+            self._missing(row[0], hold_id, is_active)
         elif seen.hold_id and seen.hold_id != hold_id:
             self._doubt(row, f"it is hold {_shown(seen.hold_id)} now, and {hold_id} did not end")
         elif seen.said is Said.HELD and seen.order is not None:
@@ -248,10 +248,11 @@ class _Findings:
             return
         if hold_id and not _HOLD_ID.fullmatch(hold_id):
             self._fault(ref, f"{_shown(hold_id)} is no id of a hold")
-        elif hold_id and is_taken(hold_id):
+        elif hold_id and (hold_id in self.ids or is_taken(hold_id)):
             self._fault(ref, f"hold {hold_id} has ended here, or is another's: it is not placed")
         elif new.until is None or new.until > self.now:
             self.place.append(Placing(ref, new, hold_id))
+            self.ids.add(hold_id)
 
     def _as_stored(self, order: Order) -> tuple[Any, ...]:
         """The fields of a hold in good form, as ``new_hold`` would make them, only faster."""
@@ -277,11 +278,11 @@ class _Findings:
             self._doubt(row, f"hold {hold_id} is on {instance}, not on {new.instance}")
         elif "instance" in after:
             # Under a name of its own the first goes on, and vanishes, or is released like any.
-            name = {"ref": ref}, {"ref": f"{ref}@{hold_id}"}
-            self.change.append(Changing(hold_id, instance, *name))
+            orphan = f"{ref}@{hold_id}"
+            self.change.append(Changing(hold_id, instance, {"ref": ref}, {"ref": orphan}))
             if new.until is None or new.until > self.now:
                 self.place.append(Placing(ref, new))
-            self._keep(hold_id)
+            self._missing(orphan, hold_id, is_active)
         else:
             changed = {name: before[name] for name in after}
             changing = Changing(hold_id, instance, changed, after)
@@ -294,6 +295,11 @@ class _Findings:
     def _loosens(self, before: Mapping[str, Any], new: NewHold) -> bool:
         weaker = before["kind"] == Kind.BOOT_LOCK and new.kind is Kind.STATE_LOCK
         return weaker or (new.until is not None and new.until <= self.now)
+
+    def _missing(self, ref: str, hold_id: str, is_active: bool) -> None:
+        self._keep(hold_id)
+        if is_active and hold_id not in self.waiting:
+            self.vanished.append(ref)
 
     def _doubt(self, row: Row, problem: str) -> None:
         self._fault(row[0], problem)
@@ -309,7 +315,7 @@ class _Findings:
             return
         shown = _shown(ref)
         line = printable_line(problem, REASON_MAX)
-        self.faults.append(line if shown in line else f"{shown}: {line}")
+        self.faults.append(line if line.startswith(f"{shown}:") else f"{shown}: {line}")
 
     def plan(self, state: State, reading: Reading, limits: Limits) -> Plan:
         """All of it."""
