@@ -137,6 +137,7 @@ class Steps:
 
     place: Sequence[Placing] = ()
     change: Sequence[Changing] = ()
+    #: Releases only: what is merely loosened now is among the changes.
     end: Sequence[Ending] = ()
     #: Endings that are not carried out, but wait; and ids of holds whose ending waits no more.
     wait: Sequence[Ending] = ()

@@ -137,6 +137,17 @@ def test_boot_locks_that_become_state_locks_or_expire_end_as_well(path: Path) ->
     assert (made.unchanged, made.changes_holds, made.stopped) == (6, False, "")
 
 
+def test_one_boot_lock_that_becomes_a_state_lock_is_changed_and_counted(path: Path) -> None:
+    filled(path, 3)
+    before = {hold.id for hold in in_force(path)}
+    weak = [held(number, kind=Kind.STATE_LOCK) for number in range(3)]
+    made = take(path, part(weak[0]), limits=GUARD)
+    assert (len(made.steps.change), made.steps.end) == (1, [])
+    assert {hold.id for hold in in_force(path)} == before
+    assert sorted(hold.kind for hold in in_force(path)) == ["boot_lock", "boot_lock", "state_lock"]
+    assert take(path, part(weak[1]), limits=GUARD).stopped
+
+
 def test_expired_holds_that_are_released_are_not_counted(path: Path) -> None:
     take(path, whole(*(held(number, until=NOW + 5) for number in range(20))))
     take(path, whole(*map(released, range(20))), limits=GUARD, now=NOW + 6)

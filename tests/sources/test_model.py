@@ -33,7 +33,21 @@ ORDERS = st.builds(
     until=st.sampled_from([None, None, NOW + 3, NOW + 10**6]),
 )
 REFS = st.sampled_from(["a", "b", "c", "d"])
-OBSERVATIONS = st.builds(
+#: Most of what is said is in order; without that little would ever be held.
+SOUND = st.builds(
+    Observation,
+    ref=REFS,
+    said=st.just(Said.HELD),
+    order=st.builds(
+        Order,
+        instance=st.sampled_from([uuid(1), uuid(1), uuid(2)]),
+        kind=st.sampled_from(Kind),
+        reason=st.sampled_from(["unpaid", "abuse"]),
+        until=st.sampled_from([None, None, None, NOW + 3]),
+    ),
+)
+RELEASES = st.builds(Observation, ref=REFS, said=st.just(Said.RELEASED), evidence=st.just("paid"))
+ANYTHING = st.builds(
     Observation,
     ref=REFS,
     said=st.sampled_from(Said),
@@ -41,6 +55,7 @@ OBSERVATIONS = st.builds(
     evidence=st.sampled_from(["", "paid"]),
     hold_id=st.sampled_from(["", "", "", "0123456789abcdef"]),
 )
+OBSERVATIONS = st.one_of(SOUND, SOUND, RELEASES, ANYTHING)
 READINGS = st.builds(
     Reading,
     observations=st.lists(OBSERVATIONS, max_size=6).map(tuple),

@@ -338,10 +338,12 @@ class _Findings:
         ending_now = [] if stopped else self.endings
         if ending_now:
             ended.append((self.now, len(ending_now)))
+        loosened = [one.change for one in ending_now if one.change]
+        released = [one for one in ending_now if not one.change]
         steps = Steps(
             place=sorted(self.place, key=lambda one: one.ref),
-            change=sorted(self.change, key=lambda one: one.hold_id),
-            end=sorted([*self.expired, *ending_now], key=lambda one: one.hold_id),
+            change=sorted([*self.change, *loosened], key=lambda one: one.hold_id),
+            end=sorted([*self.expired, *released], key=lambda one: one.hold_id),
             wait=[one for one in all_waiting.values() if self.waiting.get(one.hold_id) != one],
             withdraw=sorted(self.waiting.keys() - all_waiting.keys()),
         )
