@@ -7,6 +7,7 @@ error: a setting that was misspelt must not be off in silence.
 from __future__ import annotations
 
 import ipaddress
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -14,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 from bootlockd.errors import ConfigError
 from lockdb.database import DEFAULT_PATH
@@ -23,6 +25,9 @@ DEFAULT_URIS = ("qemu:///system", "lxc:///system", "xen:///system")
 
 #: Every number is of seconds or of things; more than a year of either is a slip.
 MOST = 366 * 86400
+
+_FLEET_PREFIX = re.compile(r"[A-Za-z0-9._/-]{1,100}/")
+_FLEET_NAME = re.compile(r"[A-Za-z0-9._-]{0,64}")
 
 T = TypeVar("T")
 
@@ -144,6 +149,43 @@ class Sources:
 
 
 @dataclass(frozen=True)
+class Fleet:
+    """``[fleet]``"""
+
+    #: The registry's members; empty: this host is in no fleet.
+    endpoints: tuple[str, ...] = ()
+    #: What all keys in the registry begin with.
+    prefix: str = "bootlock/"
+    #: This host's name in the fleet; empty: its host name.
+    host: str = ""
+    #: Files in PEM: whom to trust (unset: whom the system trusts), and who this host is.
+    ca_file: Path | None = None
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    user: str = ""
+    #: A file whose first line is the password; for root only.
+    password_file: Path | None = None
+    #: Seconds between two signs of life of this host in the registry.
+    heartbeat: int = 10
+    #: Seconds that one member may take to answer.
+    timeout: int = 5
+
+    def __post_init__(self) -> None:
+        for endpoint in self.endpoints:
+            _check_endpoint(endpoint)
+        if bool(self.certificate_file) != bool(self.key_file):
+            raise ValueError("certificate_file: goes together with key_file")
+        if bool(self.user) != bool(self.password_file):
+            raise ValueError("user: goes together with password_file")
+        if self.user and any(endpoint.startswith("http:") for endpoint in self.endpoints):
+            raise ValueError("user: a password is sent over https only")
+        if not _FLEET_PREFIX.fullmatch(self.prefix):
+            raise ValueError("prefix: must be letters, digits and ._-/ and end in /")
+        if not _FLEET_NAME.fullmatch(self.host):
+            raise ValueError("host: must be at most 64 letters, digits and ._-")
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole file."""
 
@@ -157,6 +199,18 @@ class Config:
     image_lock: ImageLock = field(default_factory=ImageLock)
     sync: Sync = field(default_factory=Sync)
     sources: Sources = field(default_factory=Sources)
+    fleet: Fleet = field(default_factory=Fleet)
+
+
+def _check_endpoint(endpoint: str) -> None:
+    """``https://10.0.0.1:2379``. Raises ValueError."""
+    try:
+        parts = urlsplit(endpoint)
+        sound = parts.port is not None and parts.hostname and parts.username is None
+    except ValueError:
+        sound = False
+    if not sound or parts.scheme not in {"http", "https"} or parts.path not in {"", "/"}:
+        raise ValueError("endpoints: must be addresses as https://10.0.0.1:2379")
 
 
 def parse_listen(listen: str) -> tuple[str, int]:

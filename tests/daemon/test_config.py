@@ -127,7 +127,7 @@ def test_each_setting_is_documented_with_its_default(name: str) -> None:
     if default is None:
         shown = "unset"
     if shown is None and isinstance(default, tuple):
-        shown = ", ".join(f'"{item}"' for item in default)
+        shown = ", ".join(f'"{item}"' for item in default) or "none"
     row = re.search(rf"^\| `{re.escape(name)}` \| (.*) \|$", PAGE.read_text("utf-8"), re.MULTILINE)
     assert row, f"{name} is not in {PAGE.name}"
     assert (shown or str(default)) in row[1]
