@@ -26,9 +26,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 BUILD_PACKAGES := gcc libc6-dev libvirt-dev pkg-config python3 python3-dev python3-venv
 CHECK_PACKAGES := bash busybox/busybox-static dash shellcheck
-TEST_PACKAGES := hostname iproute2 libvirt-clients libvirt-daemon-driver-lxc \
-  libvirt-daemon-driver-qemu libvirt-daemon-system mount procps qemu-system-x86 qemu-utils \
-  nftables ipxe-qemu sqlite3 systemd util-linux
+TEST_PACKAGES := etcd-client etcd-server hostname iproute2 libvirt-clients \
+  libvirt-daemon-driver-lxc libvirt-daemon-driver-qemu libvirt-daemon-system mount openssl \
+  procps qemu-system-x86 qemu-utils nftables ipxe-qemu sqlite3 systemd util-linux
 
 BIN := .venv/bin
 MODULES := $(wildcard lockdb/lockdb cli/bootlock daemon/bootlockd)
