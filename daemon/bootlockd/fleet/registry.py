@@ -1,0 +1,249 @@
+"""Holds in the registry, as an admin or a relay writes and reads them.
+
+An answer may be lost when the write has landed, and the same question then goes to another member.
+So every write is a compare-and-swap, and what stands there instead is looked at: if it is what was
+to be written, it was.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from dataclasses import fields as fields_of
+
+from bootlockd.fleet import hosts, records
+from bootlockd.fleet.client import Client
+from bootlockd.fleet.errors import Compacted, EtcdError
+from bootlockd.fleet.hosts import Report
+from bootlockd.fleet.keys import Keys, is_hold_id
+from bootlockd.fleet.records import BadRecord, FutureRecord, Record, Release
+from bootlockd.fleet.wire import Header, KeyValue
+from bootlockd.sources.base import Order
+from lockdb.errors import AlreadyEnded, AmbiguousPrefix, InvalidValue, NotFound
+from lockdb.values import ACTOR_MAX, REASON_MAX, Hold, required_line
+from lockdb.when import iso
+
+#: How often a release is tried that others got in between of.
+_TRIES = 10
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One hold's key. ``record`` is missing if ``problem`` says why it can't be read."""
+
+    id: str
+    #: The revision that wrote it.
+    revision: int
+    record: Record | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A host as the registry has it. ``alive``: it gave a sign of life a moment ago."""
+
+    report: Report
+    alive: bool
+
+
+class Registry:
+    """The registry behind ``client``. All raise EtcdError when it can't be asked."""
+
+    def __init__(self, client: Client, keys: Keys) -> None:
+        self._client = client
+        self._keys = keys
+
+    # -- holds --------------------------------------------------------------------------------
+
+    def place(self, order: Order, *, now: int, hold_id: str = "") -> Entry:
+        """Place a hold for all hosts; with ``hold_id``, at most once.
+
+        One that is there already, held or released, is returned as it is.
+        """
+        record = Record(hold_id or secrets.token_hex(8), order, now)
+        key, value = self._keys.hold(record.id), records.encoded(record)
+        header, written, there = self._client.write(key, value, mod=0)
+        if written or there is None:
+            return Entry(record.id, header.revision, record)
+        return self._entry(there)
+
+    def release(self, hold_id: str, *, reason: str, by: str, now: int) -> Entry:
+        """End the hold with exactly this id. Raises InvalidValue, NotFound or AlreadyEnded."""
+        end = Release(
+            required_line("released_by", by, ACTOR_MAX),
+            now,
+            required_line("reason", reason, REASON_MAX),
+        )
+        key = self._keys.hold(hold_id)
+        _, there = self._client.get(key)
+        tried = False
+        for _ in range(_TRIES):
+            if there is None:
+                raise NotFound(f"no hold {hold_id!r:.80} in the registry", _HINT)
+            entry = self._entry(there)
+            ended = entry.record.released if entry.record else None
+            if ended and not (tried and ended == end):
+                raise AlreadyEnded(
+                    f"hold {hold_id} was released at {iso(ended.at)} by {ended.by}", _HINT
+                )
+            if ended:
+                return entry
+            record = replace(entry.record or self._unreadable(there, entry), released=end)
+            value = records.encoded(record)
+            try:
+                header, written, there = self._client.write(key, value, mod=there.mod)
+            finally:
+                tried = True
+            if written:
+                return Entry(hold_id, header.revision, record)
+        raise EtcdError(f"hold {hold_id} is written to by others all the time", "try again")
+
+    def restate(self, record: Record) -> bool:
+        """Write a record that the registry has lost; whether it was missing."""
+        key = self._keys.hold(record.id)
+        _, written, _ = self._client.write(key, records.encoded(record), mod=0)
+        return written
+
+    def holds(self) -> list[Entry]:
+        """All that are held or were released, by id."""
+        return [self._entry(item) for item in self._all(self._keys.holds)[1]]
+
+    def newest(self) -> int:
+        """The revision at which some hold was written last."""
+        return self._client.newest(*self._keys.holds)
+
+    def find(self, prefix: str) -> Entry:
+        """The one hold whose id begins so. Raises NotFound or AmbiguousPrefix."""
+        prefix = prefix.strip().lower()
+        first, _ = self._keys.holds
+        if not prefix or set(prefix) - set("0123456789abcdef"):
+            raise NotFound(f"no hold {prefix!r:.80} in the registry", _HINT)
+        begin = first + prefix.encode()
+        page = self._client.page(begin, begin + b"g", limit=3)
+        if not page.items:
+            raise NotFound(f"no hold {prefix!r:.80} in the registry", _HINT)
+        if len(page.items) > 1:
+            raise AmbiguousPrefix(f"hold {prefix!r} is ambiguous", "write more of the id")
+        return self._entry(page.items[0])
+
+    # -- hosts --------------------------------------------------------------------------------
+
+    def hosts(self) -> tuple[str, list[Seen]]:
+        """The cluster's id, and all hosts that ever said something, by name."""
+        header, said = self._all(self._keys.hosts)
+        _, living = self._all(self._keys.living)
+        names = {self._keys.name_of(item.key) for item in living}
+        reports = [hosts.decoded(self._keys.name_of(item.key), item.value) for item in said]
+        return header.cluster, [Seen(report, report.name in names) for report in reports]
+
+    def host(self, name: str) -> Report:
+        """What one host says. Raises NotFound."""
+        _, there = self._client.get(self._keys.host(name))
+        if there is None:
+            raise NotFound(f"the registry has no host {name!r}", "see 'bootlock fleet hosts'")
+        return hosts.decoded(name, there.value)
+
+    # -- how ----------------------------------------------------------------------------------
+
+    def _all(self, span: tuple[bytes, bytes]) -> tuple[Header, list[KeyValue]]:
+        for _ in range(_TRIES):
+            try:
+                pages = list(self._client.pages(*span))
+            except Compacted:
+                continue
+            return pages[0].header, [item for page in pages for item in page.items]
+        raise EtcdError("the registry is compacted faster than it can be read")
+
+    def _entry(self, item: KeyValue) -> Entry:
+        name = self._keys.name_of(item.key)
+        try:
+            return Entry(name, item.mod, records.decoded(name, item.value))
+        except BadRecord as error:
+            return Entry(name, item.mod, None, str(error))
+
+    def _unreadable(self, item: KeyValue, entry: Entry) -> Record:
+        """What to release where nobody can read what is held: hosts keep what they last read."""
+        try:
+            records.decoded(entry.id, item.value)
+        except FutureRecord as error:
+            raise InvalidValue(entry.id, str(error)) from error
+        except BadRecord as error:
+            if not is_hold_id(entry.id):
+                raise NotFound(f"{entry.id!r} is no id of a hold", "remove it with etcdctl") from (
+                    error
+                )
+        return Record(entry.id, None, 0)
+
+
+_HINT = "see 'bootlock list --fleet --all'"
+
+
+def record_of(hold: Hold) -> Record:
+    """What the registry had of a hold, from what this host has of it."""
+    fields = {item.name: getattr(hold, item.name) for item in fields_of(Order)}
+    end = None
+    if hold.released_at is not None:
+        end = Release(hold.released_by or "?", hold.released_at, hold.release_reason or "?")
+    return Record(hold.id, Order(**fields), hold.placed_at, end)
+
+
+def in_force(entry: Entry, now: int) -> bool:
+    """Held, or perhaps so."""
+    record = entry.record
+    if record is None or record.order is None:
+        return record is None
+    until = record.order.until
+    return record.released is None and (until is None or until > now)
+
+
+def missing(entry: Entry, cluster: str, seen: Sequence[Seen]) -> dict[str, str]:
+    """The hosts on which this hold is not proven to be in force, and why."""
+    reasons = {host.report.name: _why_not(entry, cluster, host) for host in seen}
+    return {name: why for name, why in reasons.items() if why}
+
+
+def pending(entry: Entry, cluster: str, seen: Sequence[Seen]) -> dict[str, str]:
+    """The living hosts that have not answered for this hold yet, and what for."""
+    reasons = {
+        host.report.name: _not_yet(entry, cluster, host.report) for host in seen if host.alive
+    }
+    return {name: why for name, why in reasons.items() if why}
+
+
+def here(entry: Entry, seen: Sequence[Seen]) -> dict[str, dict[str, str]]:
+    """The hosts that have the instance, with what each fence did."""
+    return {
+        host.report.name: dict(host.report.here[entry.id])
+        for host in seen
+        if entry.id in host.report.here
+    }
+
+
+def _why_not(entry: Entry, cluster: str, host: Seen) -> str:
+    report = host.report
+    if report.problem:
+        return report.problem
+    if not host.alive:
+        return f"silent since {iso(report.at)}"
+    waits = _not_yet(entry, cluster, report)
+    if waits:
+        return waits
+    if not report.is_armed:
+        return "not proven to be armed"
+    failed = [fence for fence, state in report.here.get(entry.id, {}).items() if state == "failed"]
+    return f"not enforced: {', '.join(failed)}" if failed else ""
+
+
+def _not_yet(entry: Entry, cluster: str, report: Report) -> str:
+    if report.problem:
+        return report.problem
+    if report.cluster != cluster or report.applied < entry.revision:
+        return "has not applied it"
+    if entry.id in report.unread:
+        return "can't read it"
+    if entry.id in report.unlooked or (report.more and entry.id not in report.here):
+        return "its daemon has not looked at it"
+    fences = report.here.get(entry.id, {})
+    waiting = [fence for fence, state in fences.items() if state == "pending"]
+    return f"under way: {', '.join(waiting)}" if waiting else ""
