@@ -98,6 +98,28 @@ def standing(lock_db: LockDB) -> dict[str, list[Enforcement]]:
     return found
 
 
+def standing_of_source(lock_db: LockDB, source: str, *, limit: int) -> list[Enforcement]:
+    """The rows of one source's holds in force whose instances are on this host, by hold."""
+    return _select(
+        lock_db,
+        "state NOT IN ('lifted', 'not_here') AND hold IN ("
+        " SELECT id FROM hold WHERE source = ? AND released_at IS NULL) ORDER BY hold, fence"
+        f" LIMIT {limit}",
+        [source],
+    )
+
+
+def unlooked(lock_db: LockDB, source: str, *, limit: int) -> list[str]:
+    """Boot locks of one source in force that no fence has a row for yet: their ids."""
+    with lock_db.read() as db:
+        rows = db.execute(
+            "SELECT id FROM hold WHERE source = ? AND released_at IS NULL AND kind = 'boot_lock'"
+            " AND NOT EXISTS (SELECT 1 FROM enforcement WHERE hold = hold.id) LIMIT ?",
+            [source, limit],
+        )
+        return [hold for (hold,) in rows]
+
+
 def _select(lock_db: LockDB, where: str, values: list[str]) -> list[Enforcement]:
     with lock_db.read() as db:
         rows = db.query(f"SELECT * FROM enforcement WHERE {where}", values)

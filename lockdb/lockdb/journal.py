@@ -100,6 +100,12 @@ def _must_be_the_end(db: Database, last: Head) -> None:
         )
 
 
+def contains(db: Database, noted: Head) -> bool:
+    """Whether the entry that was the head once still is what it was. Looks at that one only."""
+    row = db.execute("SELECT hash FROM journal WHERE seq = ?", [noted.seq]).fetchone()
+    return noted.seq == 0 or (row is not None and row[0] == noted.hash)
+
+
 def entries(
     db: Database, *, instance: str | None = None, event: str | None = None, last: int | None = None
 ) -> Iterator[str]:

@@ -12,4 +12,9 @@ def sources(config: Config) -> list[Source]:
     found: list[Source] = []
     if config.sources.file.directory:
         found.append(FileSource(config.sources.file.directory, interval=config.sync.interval))
+    if config.fleet.endpoints:
+        # Here: who has no fleet, and bootlockd itself, need nothing that speaks to a network.
+        from bootlockd.sources.etcd import EtcdSource  # noqa: PLC0415
+
+        found.append(EtcdSource(config))
     return found
