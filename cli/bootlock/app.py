@@ -12,6 +12,7 @@ import click
 
 from bootlock.daemon import control_socket
 from bootlockd import hypervisor
+from bootlockd.config import DEFAULT_CONFIG
 from lockdb import holds
 from lockdb.database import LockDB, open_db
 from lockdb.errors import LockDBError
@@ -26,6 +27,8 @@ class App:
     uris: Sequence[str]
     #: Where the daemon listens.
     control: Path
+    #: The settings that name the fleet's registry.
+    config: Path = DEFAULT_CONFIG
 
     def read(self) -> AbstractContextManager[LockDB]:
         """The database, for looking. Raises DatabaseError."""

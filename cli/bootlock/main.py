@@ -14,6 +14,7 @@ from bootlock.app import App
 from bootlock.commands import (
     check,
     doctor,
+    fleet,
     init,
     journal,
     permit,
@@ -26,7 +27,7 @@ from bootlock.commands import (
 from bootlock.daemon import control_socket
 from bootlock.exits import Exit, exit_of
 from bootlock.output import printable
-from bootlockd.config import DEFAULT_URIS
+from bootlockd.config import DEFAULT_CONFIG, DEFAULT_URIS
 from lockdb.database import DEFAULT_PATH
 from lockdb.errors import LockDBError
 
@@ -85,10 +86,22 @@ class _Group(click.Group):
     envvar="BOOTLOCK_CONTROL",
     help="The daemon's socket, if not the one in its settings.",
 )
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False, readable=False),
+    default=DEFAULT_CONFIG,
+    envvar="BOOTLOCK_CONFIG",
+    show_default=True,
+    help="The settings that name the fleet's registry, and who asks it.",
+)
 @click.version_option(__version__, message="bootlock %(version)s")
 @click.pass_context
 def cli(
-    context: click.Context, database: Path, uris: tuple[str, ...], control: Path | None
+    context: click.Context,
+    database: Path,
+    uris: tuple[str, ...],
+    control: Path | None,
+    config: Path,
 ) -> None:
     """Keep instances from starting on this libvirt host.
 
@@ -102,7 +115,7 @@ def cli(
       bootlock list
       bootlock release 3f9c --reason "paid"
     """
-    context.obj = App(database, uris, control or control_socket())
+    context.obj = App(database, uris, control or control_socket(), config)
 
 
 for command in (
@@ -117,6 +130,7 @@ for command in (
     status.status,
     doctor.doctor,
     init.init,
+    fleet.fleet,
 ):
     cli.add_command(command)
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from bootlock import output
+from bootlock import fleet, output
 from bootlock.app import App, complete_instance, json_option, pass_app
 from bootlock.exits import Exit
 from lockdb import journal as chain
@@ -62,9 +62,12 @@ def show(app: App, instance: str | None, last: int | None, as_json: bool) -> Non
 @click.option(
     "--head", metavar="SEQ:HASH", help="A head noted earlier, which must be in the chain."
 )
+@click.option(
+    "--fleet", "in_fleet", is_flag=True, help="Use the head that this host told the registry."
+)
 @json_option
 @pass_app
-def verify(app: App, head: str | None, as_json: bool) -> int:
+def verify(app: App, head: str | None, in_fleet: bool, as_json: bool) -> int:
     """Check every hash of the chain.
 
     Exit code 1: broken, and the first broken entry is named.
@@ -76,7 +79,9 @@ def verify(app: App, head: str | None, as_json: bool) -> int:
     Example:
       bootlock journal verify --head 1742:9f86d081...
     """
-    expected = _head(head) if head else None
+    if head and in_fleet:
+        raise click.UsageError("--head and --fleet are two ways to say the same")
+    expected = _head(head) if head else fleet.noted_head(app) if in_fleet else None
     with _spooled(app) as lock_db, lock_db.read() as db:
         length = chain.head(db).seq
         with click.progressbar(

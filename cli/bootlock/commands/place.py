@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from bootlock import daemon, output
+from bootlock import daemon, fleet, output
 from bootlock.actor import actor
 from bootlock.app import App, complete_instance, json_option, pass_app, reason_option
 from bootlock.exits import Exit
@@ -48,9 +48,27 @@ def _dashed(words: type[Kind] | type[OnRunning]) -> click.Choice[str]:
 @click.option("--isolate", is_flag=True, help="Cut the network of the instance if it runs.")
 @click.option("--until", metavar="WHEN", help="When the hold expires: 36h, 14d or an ISO time.")
 @click.option("--no-wait", is_flag=True, help="Don't wait for --on-running and --isolate.")
+@click.option("--fleet", "in_fleet", is_flag=True, help="On all hosts, through the registry.")
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.IntRange(1),
+    default=60,
+    show_default=True,
+    help="With --fleet: how long to wait for the hosts.",
+)
 @json_option
 @pass_app
-def place(app: App, /, instance: str, as_json: bool, no_wait: bool, **options: Any) -> int:
+def place(
+    app: App,
+    /,
+    instance: str,
+    as_json: bool,
+    no_wait: bool,
+    in_fleet: bool,
+    timeout: int,
+    **options: Any,
+) -> int:
     """Place a hold: INSTANCE is refused to start.
 
     A boot lock refuses every start. A state lock keeps the state: an instance that ran when it was
@@ -60,12 +78,18 @@ def place(app: App, /, instance: str, as_json: bool, no_wait: bool, **options: A
     With a daemon on this host it returns when the instance is as ordered. Exit code 1: that could
     not be brought about yet; the hold stands, and the daemon goes on.
 
+    With --fleet the hold is written to the registry, from where it comes to all hosts; it returns
+    when all that live have it in force. Exit code 1: one of them has not.
+
     \b
     Example:
       bootlock place web-7 --reason "court order" --case AZ-17/26 --until 30d
     """
     now = app.now()
-    hold, guest = _place(app, _new_hold(app.resolve(instance), options, now), now)
+    new = _new_hold(app.resolve(instance), options, now)
+    if in_fleet:
+        return fleet.place(app, new, wait=0 if no_wait else timeout, as_json=as_json)
+    hold, guest = _place(app, new, now)
     if not as_json:
         _print(hold, guest)
     answer = _carried_out(app, hold, guest, no_wait)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from bootlock import daemon, output, starting
+from bootlock import daemon, fleet, output, starting
 from bootlock.actor import actor
 from bootlock.app import (
     App,
@@ -43,6 +43,7 @@ from lockdb.values import Hold
     is_flag=True,
     help="End it here, though a source decided it. If the source still has it, it comes back.",
 )
+@click.option("--fleet", "in_fleet", is_flag=True, help="A hold in the registry, on all hosts.")
 @json_option
 @pass_app
 def release(
@@ -53,6 +54,7 @@ def release(
     release_all: bool,
     start_it: bool,
     override: bool,
+    in_fleet: bool,
     as_json: bool,
 ) -> int:
     """Release HOLD, an id or its unique beginning.
@@ -70,7 +72,11 @@ def release(
     """
     if bool(hold) == bool(instance) or bool(instance) != release_all:
         raise click.UsageError("give a HOLD, or --instance together with --all")
+    if in_fleet and start_it:
+        raise click.UsageError("--start is for one host: release with --fleet first")
     uuid = app.resolve(instance) if instance else None
+    if in_fleet:
+        return fleet.release(app, hold, uuid, reason=reason, as_json=as_json)
     now = app.now()
     # Before anything is released: libvirt may not know it, or not answer.
     guest = starting.known_guest(app, uuid or _instance_of(app, hold)) if start_it else None

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bootlock import daemon, output
+from bootlock import daemon, fleet, output
 from bootlock.app import App, complete_hold, complete_instance, json_option, pass_app
 from lockdb import disks, enforcements, holds, permits, refusals
 from lockdb.database import LockDB
@@ -21,10 +21,16 @@ from lockdb.values import Hold, looks_like_uuid
 )
 @click.option("--source", help="Only holds from this source.")
 @click.option("--all", "everything", is_flag=True, help="Released and expired holds too.")
+@click.option("--fleet", "in_fleet", is_flag=True, help="Those in the registry, of all hosts.")
 @json_option
 @pass_app
 def list_holds(
-    app: App, instance: str | None, source: str | None, everything: bool, as_json: bool
+    app: App,
+    instance: str | None,
+    source: str | None,
+    everything: bool,
+    in_fleet: bool,
+    as_json: bool,
 ) -> None:
     """List the holds in force, oldest first.
 
@@ -33,6 +39,9 @@ def list_holds(
       bootlock list --all --instance web-7
     """
     uuid = app.resolve(instance) if instance else None
+    if in_fleet:
+        fleet.list_holds(app, uuid, everything=everything, as_json=as_json)
+        return
     now = app.now()
     with app.read() as lock_db:
         if everything:
@@ -50,9 +59,10 @@ def list_holds(
 
 @click.command()
 @click.argument("what", metavar="INSTANCE|HOLD", shell_complete=complete_hold)
+@click.option("--fleet", "in_fleet", is_flag=True, help="What the registry has of it.")
 @json_option
 @pass_app
-def show(app: App, what: str, as_json: bool) -> None:
+def show(app: App, what: str, in_fleet: bool, as_json: bool) -> None:
     """Show a hold, or all that is known of an instance.
 
     That is its holds, what was done for each on this host, permits, disks and refusals.
@@ -62,6 +72,9 @@ def show(app: App, what: str, as_json: bool) -> None:
       bootlock show web-7
       bootlock show 3f9c
     """
+    if in_fleet:
+        fleet.show(app, what, as_json=as_json)
+        return
     now = app.now()
     with app.read() as lock_db:
         hold = None if looks_like_uuid(what) else _hold_called(lock_db, what)

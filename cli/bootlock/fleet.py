@@ -1,0 +1,331 @@
+"""Commands with --fleet: what they ask of the registry, and how they wait for the hosts."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from bootlock import output
+from bootlock.actor import actor
+from bootlock.app import App
+from bootlock.exits import Exit
+from bootlockd.config import Fleet, load
+from bootlockd.errors import ConfigError
+from bootlockd.fleet import registry
+from bootlockd.fleet.client import Client
+from bootlockd.fleet.errors import EtcdError
+from bootlockd.fleet.keys import Keys, host_name
+from bootlockd.fleet.registry import Entry, Registry, Seen
+from bootlockd.sources.base import Order
+from lockdb import journal
+from lockdb.errors import NotFound
+from lockdb.values import Hold, NewHold, looks_like_uuid
+
+#: Seconds between two looks at the hosts; of many hosts, ten times what a look takes.
+PAUSE = 0.3
+#: Names in one line.
+_NAMED = 5
+
+
+@contextmanager
+def opened(app: App) -> Iterator[Registry]:
+    """The registry that the settings name. Raises ConfigError or EtcdError."""
+    known = settings(app)
+    client = Client(known)
+    try:
+        yield Registry(client, Keys(known.prefix))
+    finally:
+        client.close()
+
+
+def settings(app: App) -> Fleet:
+    """``[fleet]``. Raises ConfigError, also if this host is in no fleet."""
+    known = load(app.config).fleet
+    if not known.endpoints:
+        raise ConfigError(f"{app.config}: fleet.endpoints: not set", "see docs/fleet.md")
+    return known
+
+
+# -- holds ------------------------------------------------------------------------------------
+
+
+def place(app: App, new: NewHold, *, wait: int, as_json: bool) -> Exit:
+    """Place it in the registry; ``wait`` so many seconds for the hosts."""
+    fields = asdict(new)
+    del fields["source"]
+    with opened(app) as there:
+        entry = there.place(Order(**fields), now=app.now())
+        if not as_json:
+            output.print_fields(
+                {"hold": entry.id, "instance": new.instance, "kind": new.kind.replace("_", " ")}
+            )
+        cluster, seen = _waited(there, entry, wait) if wait else ("", [])
+    missing = registry.missing(entry, cluster, seen)
+    silent = {host.report.name for host in seen if not host.alive}
+    if as_json:
+        output.print_json(_as_dict(entry, app.now()) | _places(entry, missing, seen))
+    elif wait:
+        _print_places(entry, missing, seen)
+    if wait and not seen:
+        output.note("no host has ever told this registry that it is there")
+        return Exit.REFUSED
+    return Exit.REFUSED if set(missing) - silent else Exit.DONE
+
+
+def release(app: App, hold: str | None, uuid: str | None, *, reason: str, as_json: bool) -> Exit:
+    """Release one hold, or all on an instance."""
+    now = app.now()
+    with opened(app) as there:
+        if uuid:
+            ids = [e.id for e in there.holds() if _instance(e) == uuid and _is_open(e)]
+            if not ids:
+                raise NotFound(f"no hold on {uuid} in the registry", "see 'bootlock list --fleet'")
+        else:
+            ids = [there.find(hold or "").id]
+        released = [there.release(one, reason=reason, by=actor(), now=now) for one in ids]
+    if as_json:
+        output.print_json([_as_dict(entry, now) for entry in released])
+    else:
+        for entry in released:
+            click.echo(f"released {entry.id} on {_instance(entry) or 'an unknown instance'}")
+    return Exit.DONE
+
+
+def list_holds(app: App, uuid: str | None, *, everything: bool, as_json: bool) -> None:
+    """What is held in the registry."""
+    now = app.now()
+    with opened(app) as there:
+        found = [e for e in there.holds() if everything or registry.in_force(e, now)]
+    found = [entry for entry in found if uuid is None or _instance(entry) == uuid]
+    if as_json:
+        output.print_json([_as_dict(entry, now) for entry in found])
+    else:
+        output.print_table(
+            ["HOLD", "INSTANCE", "KIND", "STATE", "PLACED", "UNTIL", "REASON"],
+            [_row(entry, now) for entry in found],
+        )
+
+
+def show(app: App, what: str, *, as_json: bool) -> None:
+    """One hold, or those on an instance."""
+    now = app.now()
+    with opened(app) as there:
+        if looks_like_uuid(what):
+            uuid = app.resolve(what)
+            found = [entry for entry in there.holds() if _instance(entry) == uuid]
+        else:
+            found = [there.find(what)]
+    if not found:
+        raise NotFound(f"no hold on {what} in the registry", "see 'bootlock list --fleet --all'")
+    if as_json:
+        output.print_json([_as_dict(entry, now) for entry in found])
+        return
+    for entry in found:
+        fields = _as_dict(entry, now)
+        output.print_fields(
+            {
+                name.replace("_", " "): output.moment(value) if name in _MOMENTS else value
+                for name, value in fields.items()
+                if value is not None
+            }
+        )
+        click.echo()
+
+
+def noted_head(app: App) -> journal.Head:
+    """The head of this host's journal that it told the registry last."""
+    with opened(app) as there:
+        report = there.host(host_name(settings(app)))
+    if report.problem:
+        raise EtcdError(f"{report.name}: {report.problem}", "is bootlock-sync of another version?")
+    return journal.Head(*report.journal)
+
+
+def restored(app: App, holds: Sequence[Hold], *, dry_run: bool) -> list[str]:
+    """The ids of this host's holds from the registry that it has lost; written back into it."""
+    with opened(app) as there:
+        known = {entry.id for entry in there.holds()}
+        lost = [hold for hold in holds if hold.id not in known]
+        for hold in lost if not dry_run else ():
+            there.restate(registry.record_of(hold))
+    return [hold.id for hold in lost]
+
+
+# -- hosts ------------------------------------------------------------------------------------
+
+
+def status(app: App, prefix: str, *, as_json: bool) -> Exit:
+    """Where one hold is in force."""
+    with opened(app) as there:
+        entry = there.find(prefix)
+        cluster, seen = there.hosts()
+    missing = registry.missing(entry, cluster, seen)
+    if as_json:
+        output.print_json(_as_dict(entry, app.now()) | _places(entry, missing, seen))
+    else:
+        _print_places(entry, missing, seen)
+        for name, why in missing.items():
+            click.echo(output.printable(f"  {name}: {why}"))
+    return Exit.DONE if seen and not missing else Exit.REFUSED
+
+
+def hosts(app: App, *, as_json: bool) -> Exit:
+    """All hosts, and how they are."""
+    with opened(app) as there:
+        newest = there.newest()
+        cluster, seen = there.hosts()
+    faults = {host.report.name: _fault(host, cluster, newest) for host in seen}
+    if as_json:
+        output.print_json(
+            [_host_as_dict(host) | {"fault": faults[host.report.name]} for host in seen]
+        )
+    else:
+        output.print_table(
+            ["HOST", "STATE", "LAST SEEN", "APPLIED", "ARMED", "HELD HERE", "FAULT"],
+            [
+                [
+                    host.report.name,
+                    "alive" if host.alive else "silent",
+                    output.moment(host.report.at) if host.report.at else "-",
+                    host.report.applied,
+                    host.report.is_armed,
+                    len(host.report.here),
+                    faults[host.report.name] or "-",
+                ]
+                for host in seen
+            ],
+        )
+    return Exit.REFUSED if any(faults.values()) else Exit.DONE
+
+
+def _fault(host: Seen, cluster: str, newest: int) -> str:
+    report = host.report
+    faults = [report.problem] if report.problem else []
+    if not host.alive:
+        return "; ".join([*faults, "gives no sign of life"])
+    if not report.problem and not _same(host, cluster):
+        faults.append("follows another cluster")
+    if not report.problem and report.applied < newest:
+        faults.append("behind")
+    if not report.problem and not report.is_armed:
+        faults.append("not proven to be armed")
+    return "; ".join([*faults, *report.trouble])
+
+
+def _same(host: Seen, cluster: str) -> bool:
+    return host.report.cluster == cluster
+
+
+def _host_as_dict(host: Seen) -> dict[str, Any]:
+    fields = asdict(host.report)
+    seq, value = fields.pop("journal")
+    del fields["more"], fields["problem"]
+    return fields | {"alive": host.alive, "journal_head": f"{seq}:{value}"}
+
+
+def _waited(there: Registry, entry: Entry, seconds: int) -> tuple[str, list[Seen]]:
+    """The hosts, once all that live have answered for this hold, or time is over."""
+    deadline = time.monotonic() + seconds
+    on_terminal = sys.stderr.isatty()
+    try:
+        while True:
+            began = time.monotonic()
+            cluster, seen = there.hosts()
+            waiting = registry.pending(entry, cluster, seen)
+            if not waiting or time.monotonic() > deadline:
+                return cluster, seen
+            if on_terminal:
+                line = _progress(waiting, sum(host.alive for host in seen))
+                click.echo(f"\r\x1b[K{output.printable(line)}", err=True, nl=False)
+            time.sleep(max(PAUSE, 10 * (time.monotonic() - began)))
+    finally:
+        if on_terminal:
+            click.echo("\r\x1b[K", err=True, nl=False)
+
+
+def _progress(waiting: Mapping[str, str], living: int) -> str:
+    name, why = next(iter(waiting.items()))
+    return f"{living - len(waiting)} of {living} hosts; {name}: {why}"
+
+
+def _places(entry: Entry, missing: Mapping[str, str], seen: Sequence[Seen]) -> dict[str, Any]:
+    return {
+        "hosts": len(seen),
+        "in_force": len(seen) - len(missing),
+        "missing": dict(missing),
+        "here": registry.here(entry, seen),
+    }
+
+
+def _print_places(entry: Entry, missing: Mapping[str, str], seen: Sequence[Seen]) -> None:
+    ended = entry.record is not None and entry.record.released is not None
+    click.echo(
+        f"{'released' if ended else 'in force'} on {len(seen) - len(missing)} of {len(seen)} hosts"
+    )
+    for name, fences in registry.here(entry, seen).items():
+        states = ", ".join(f"{fence} {state}" for fence, state in fences.items())
+        click.echo(output.printable(f"the instance is on {name}: {states}"))
+    if missing:
+        names = ", ".join(list(missing)[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+        output.note(f"not on {names}; see 'bootlock fleet status {entry.id}'")
+
+
+# -- one hold ---------------------------------------------------------------------------------
+
+_MOMENTS = {"placed_at", "until", "released_at"}
+
+
+def _as_dict(entry: Entry, now: int) -> dict[str, Any]:
+    fields: dict[str, Any] = {"id": entry.id, "state": _state(entry, now)}
+    record = entry.record
+    if record is None:
+        return fields | {"problem": entry.problem, "revision": entry.revision}
+    if record.order:
+        fields |= asdict(record.order)
+    end = record.released
+    return fields | {
+        "placed_at": record.placed_at,
+        "released_at": end.at if end else None,
+        "released_by": end.by if end else None,
+        "release_reason": end.reason if end else None,
+        "revision": entry.revision,
+    }
+
+
+def _state(entry: Entry, now: int) -> str:
+    if entry.record is None:
+        return "unreadable"
+    if entry.record.released:
+        return "released"
+    return "active" if registry.in_force(entry, now) else "expired"
+
+
+def _row(entry: Entry, now: int) -> list[object]:
+    order = entry.record.order if entry.record else None
+    placed = entry.record.placed_at if entry.record else None
+    if order is None:
+        return [entry.id, "-", "-", _state(entry, now), output.moment(placed), "-", entry.problem]
+    return [
+        entry.id,
+        order.instance,
+        order.kind.replace("_", " "),
+        _state(entry, now),
+        output.moment(placed),
+        output.moment(order.until),
+        order.reason,
+    ]
+
+
+def _instance(entry: Entry) -> str:
+    order = entry.record.order if entry.record else None
+    return order.instance if order else ""
+
+
+def _is_open(entry: Entry) -> bool:
+    return entry.record is not None and entry.record.released is None

@@ -1,0 +1,365 @@
+"""Whatever happens to the registry, nothing is released that nobody released, and it is said."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from bootlock.main import main
+from bootlockd.config import Fleet
+from bootlockd.fleet import beat
+from bootlockd.fleet.client import Client, Stream
+from bootlockd.fleet.history import standing_of
+from bootlockd.fleet.keys import Keys
+from bootlockd.fleet.registry import Entry, Registry
+from bootlockd.fleet.wire import Frame
+from bootlockd.sources.base import Order
+from bootlockd.sources.reconcile import Limits
+from etcdcluster import Cluster
+from fleet.follower import Follower
+from lockdb import database, journal
+from lockdb.values import Kind
+from privatehost import wait_until
+
+
+class Scene:
+    """A registry with hosts that follow it, below a prefix of their own."""
+
+    def __init__(self, directory: Path, stack: ExitStack, cluster: Cluster) -> None:
+        self.directory = directory
+        self.cluster = cluster
+        self.prefix = f"{directory.name}/"
+        self._stack = stack
+        client = Client(cluster.settings(timeout=3))
+        stack.enter_context(closing(client))
+        self.registry = Registry(client, Keys(self.prefix))
+
+    def host(self, name: str, limits: Limits | None = None) -> Follower:
+        follower = Follower(self.directory, self.settings(name), limits=limits)
+        return self._stack.enter_context(follower)
+
+    def settings(self, name: str) -> Fleet:
+        return self.cluster.settings(host=name, prefix=self.prefix, heartbeat=1, timeout=1)
+
+    def place(self) -> str:
+        return self.entry().id
+
+    def entry(self) -> Entry:
+        order = Order(str(uuid.uuid4()), Kind.BOOT_LOCK, "r", placed_by="alice")
+        return self.registry.place(order, now=int(time.time()))
+
+    def release(self, hold_id: str) -> None:
+        self.registry.release(hold_id, reason="paid", by="bob", now=int(time.time()))
+
+    def key(self, hold_id: str) -> str:
+        return Keys(self.prefix).hold(hold_id).decode()
+
+
+@pytest.fixture
+def shared(tmp_path: Path, cluster: Cluster) -> Iterator[Scene]:
+    """On the cluster that others use too: none of its members may be harmed."""
+    with ExitStack() as stack:
+        yield Scene(tmp_path, stack, cluster)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    """On a cluster of the test's own."""
+    with ExitStack() as stack:
+        options = ["--max-request-bytes", "10000000"]
+        cluster = stack.enter_context(Cluster(tmp_path / "etcd", options=options))
+        yield Scene(tmp_path, stack, cluster)
+
+
+def test_members_die_one_by_one_and_come_back(scene: Scene) -> None:
+    hosts = [scene.host(name) for name in ("h1", "h2")]
+    first = scene.place()
+    for host in hosts:
+        host.until(first)
+    scene.cluster.kill(0)
+    second = scene.place()
+    for host in hosts:
+        host.until(first, second)
+    scene.cluster.kill(1)
+    for host in hosts:
+        wait_until(partial(_has_error, host), "no majority is an error of the source")
+        assert host.holds() == {first, second}
+    scene.cluster.kill(2)
+    scene.cluster.start(0, 1, 2)
+    scene.release(first)
+    third = scene.place()
+    for host in hosts:
+        host.until(second, third)
+        assert not host.state().error
+        assert not host.faults()
+        assert "released in the registry" in (host.hold(first).release_reason or "")
+
+
+def _has_error(host: Follower) -> bool:
+    return bool(host.state().error)
+
+
+def test_a_member_that_hangs_is_noticed_and_left(scene: Scene) -> None:
+    host = scene.host("h1")
+    first = scene.place()
+    host.until(first)
+    # The host asks the first that answers, which is the first.
+    scene.cluster.pause(0)
+    try:
+        second = scene.place()
+        host.until(first, second)
+    finally:
+        scene.cluster.resume(0)
+
+
+def test_compaction_while_a_host_is_away_loses_nothing_and_releases_nothing(scene: Scene) -> None:
+    host = scene.host("h1")
+    kept, ended, deleted = scene.place(), scene.place(), scene.place()
+    host.until(kept, ended, deleted)
+    host.stop()
+    scene.release(ended)
+    scene.cluster.ctl("del", scene.key(deleted))
+    new = scene.entry()
+    scene.cluster.ctl("compact", str(new.revision))
+    host.start()
+    host.until(kept, deleted, new.id)
+    assert host.state().vanished.first == (deleted,)
+
+
+def test_a_deleted_key_is_no_release_but_may_go_after_one(shared: Scene) -> None:
+    host = shared.host("h1")
+    deleted, ended = shared.place(), shared.place()
+    host.until(deleted, ended)
+    shared.release(ended)
+    host.until(deleted)
+    shared.cluster.ctl("del", shared.key(deleted))
+    shared.cluster.ctl("del", shared.key(ended))
+    wait_until(lambda: "deleted, which is no release" in host.faults(), "it is marked")
+    other = shared.place()
+    host.until(deleted, other)
+
+
+def test_a_value_that_can_not_be_read_is_that_holds_trouble_alone(scene: Scene) -> None:
+    host = scene.host("h1")
+    held = [scene.place() for _ in range(3)]
+    host.until(*held)
+    values = [b"\xff garbage", b'{"schema": 2, "state": "released"}', b'"' + b"x" * 2_000_000]
+    new = [f"{at:016x}" for at in range(3)]
+    for at, value in enumerate(values):
+        scene.cluster.put(scene.key(held[at]), value)
+        scene.cluster.put(scene.key(new[at]), value)
+    scene.cluster.put(scene.key("not-an-id"), "x")
+    last = scene.place()
+    host.until(*held, last)
+    # Of more than five that come one by one it is only known that they are more.
+    wait_until(lambda: host.state().faults.count >= 5, "they are marked")
+    # A new host reads the same, from the beginning.
+    fresh = scene.host("h2")
+    fresh.until(last)
+    assert fresh.state().faults.count == 7
+    # What was mended counts, and the mark goes.
+    for hold_id in (*held, *new):
+        scene.cluster.ctl("del", scene.key(hold_id))
+    scene.cluster.ctl("del", scene.key("not-an-id"))
+    host.until(*held, last)
+    wait_until(lambda: not host.faults(), "everything is read again")
+    assert host.state().vanished.count == 3
+
+
+@pytest.mark.parametrize(
+    ("what", "sign"),
+    [("wiped", "cluster id"), ("wiped-same-token", "went back"), ("restored", "went back")],
+)
+def test_another_history_releases_nothing_until_it_is_accepted(
+    scene: Scene, what: str, sign: str
+) -> None:
+    host = scene.host("h1")
+    kept = scene.place()
+    snapshot = scene.cluster.snapshot()
+    lost, ended = scene.place(), scene.place()
+    host.until(kept, lost, ended)
+    scene.release(ended)
+    host.until(kept, lost)
+    if what == "restored":
+        scene.cluster.restore(snapshot)
+    else:
+        scene.cluster.wipe(same_token=what == "wiped-same-token")
+    wait_until(lambda: sign in host.faults(), "it is said")
+    # New holds are in force at once; what is said to be released is not.
+    order = Order(str(uuid.uuid4()), Kind.BOOT_LOCK, "r", placed_by="alice")
+    registry = scene.registry
+    if what != "restored":
+        registry.place(order, now=1, hold_id=kept)
+    registry.release(kept, reason="says the other one", by="eve", now=2)
+    new = scene.place()
+    host.until(kept, lost, new)
+    assert "fleet accept" in host.faults()
+    # The way out: look, write back what was lost, accept.
+    assert _cli(scene, host, "fleet", "restore") == 0
+    wait_until(lambda: not host.state().vanished.count or host.faults(), "it was written back")
+    host.accept()
+    host.until(lost, new)
+    assert not host.faults()
+    scene.release(lost)
+    host.until(new)
+    assert registry.find(ended).record.released  # type: ignore[union-attr]
+
+
+def _cli(scene: Scene, host: Follower, *words: str) -> int:
+    _write_settings(scene, host)
+    settings = str(host.path.with_name("bootlock.toml"))
+    return main(["--database", str(host.path), "--config", settings, *words])
+
+
+def _write_settings(scene: Scene, host: Follower) -> None:
+    settings = host.path.with_name("bootlock.toml")
+    endpoints = [scene.cluster.url(at) for at in range(3)]
+    settings.write_text(
+        f"[fleet]\nendpoints = {json.dumps(endpoints)}\nhost = '{host.name}'\n"
+        f"prefix = '{scene.prefix}'\n"
+    )
+
+
+def test_what_a_host_wrote_itself_betrays_a_restore_that_has_caught_up(scene: Scene) -> None:
+    host = scene.host("h1")
+    kept = scene.place()
+    host.until(kept)
+    wait_until(lambda: _nonce(host) > 1, "it gives signs of life")
+    snapshot, before = scene.cluster.snapshot(), _nonce(host)
+    other = scene.place()
+    host.until(kept, other)
+    wait_until(lambda: _nonce(host) > before + 1, "it has done so since")
+    host.stop()
+    scene.cluster.restore(snapshot)
+    for _ in range(12):
+        scene.cluster.put("elsewhere", "so that the revision climbs past the one that was known")
+    host.start()
+    wait_until(lambda: "own key" in host.faults(), "it is said")
+    assert host.holds() == {kept, other}
+
+
+def _nonce(host: Follower) -> int:
+    return standing_of(host.state().revision).nonce
+
+
+def test_a_second_host_of_the_same_name_is_said_and_no_other_history(shared: Scene) -> None:
+    first = shared.host("h1")
+    held = shared.place()
+    first.until(held)
+    with Follower(shared.directory / "twin", shared.settings("h1")) as twin:
+        twin.until(held)
+        wait_until(
+            lambda: "another writes the key of host h1" in shared.registry.host("h1").doubt,
+            "it is said",
+        )
+        assert "fleet accept" not in first.faults() + twin.faults()
+
+
+def test_one_look_does_what_following_does(shared: Scene) -> None:
+    host = Follower(shared.directory, shared.settings("h1"))
+    first, second = shared.place(), shared.place()
+    assert _sync(shared, host) == 0
+    assert host.holds() == {first, second}
+    shared.release(first)
+    assert _sync(shared, host) == 0
+    assert host.holds() == {second}
+    assert shared.registry.hosts()[1] == [], "who only looks says nothing of this host"
+
+
+def _sync(scene: Scene, host: Follower) -> int:
+    _write_settings(scene, host)
+    settings = str(host.path.with_name("bootlock.toml"))
+    return main(["--database", str(host.path), "sync", "etcd", "--config", settings])
+
+
+def test_an_event_that_never_comes_is_missed(
+    shared: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beat, "AUDIT", 0.5)
+    watch = Client.watch
+    monkeypatch.setattr(Client, "watch", lambda *words, **more: _Lossy(watch(*words, **more)))
+    host = shared.host("h1")
+    wait_until(lambda: host.state().turn > 1, "it follows")
+    lost = shared.place()
+    host.until(lost)
+    wait_until(
+        lambda: "did not come on the watch" in shared.registry.host("h1").doubt, "it is said"
+    )
+
+
+class _Lossy:
+    """A watch that brings all events but those of holds."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[Frame]:
+        return (frame for frame in self._stream if frame.created or frame.watch == 1)
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def test_more_releases_than_are_believed_wait_for_an_admin(shared: Scene) -> None:
+    host = shared.host("h1", Limits(most=2, percent=100))
+    held = [shared.place() for _ in range(6)]
+    host.until(*held)
+    host.stop()
+    for hold_id in held[:4]:
+        shared.release(hold_id)
+    host.start()
+    new = shared.place()
+    host.until(*held, new)
+
+
+def test_a_journal_that_was_rewritten_stays_visible_in_the_registry(shared: Scene) -> None:
+    host = shared.host("h1")
+    held = shared.place()
+    host.until(held)
+
+    def published() -> tuple[int, str]:
+        reports = {seen.report.name: seen.report for seen in shared.registry.hosts()[1]}
+        return reports["h1"].journal if reports else (0, "")
+
+    wait_until(lambda: published()[0] > 1, "the head is in the registry")
+    assert _cli(shared, host, "journal", "verify", "--fleet") == 0
+    host.stop()
+    _rewrite(host.path)
+    assert _cli(shared, host, "journal", "verify") == 0, "by itself it looks sound"
+    assert _cli(shared, host, "journal", "verify", "--fleet") == 1
+    noted = published()
+    host.start()
+    wait_until(
+        lambda: any("as it was published" in line for line in shared.registry.host("h1").trouble),
+        "the host says so itself",
+    )
+    assert published() == noted
+
+
+def _rewrite(path: Path) -> None:
+    """Another journal with the same number of entries, whose chain is whole."""
+    with database.open_db(path) as lock_db, lock_db.write() as db:
+        entries = [json.loads(entry) for entry in journal.entries(db)]
+        for trigger in ("journal_keeps_rows", "journal_keeps_text"):
+            db.execute(f"DROP TRIGGER {trigger}")
+        db.execute("DELETE FROM journal")
+        db.execute("DELETE FROM meta WHERE key = 'journal_head'")
+        for entry in entries:
+            facts = {k: v for k, v in entry.items() if k not in {"seq", "at", "event", "prev"}}
+            journal.append(db, entry["event"], entry["at"] + 1, **facts)
+
+
+def test_what_is_written_again_and_again_reaches_every_host_once(shared: Scene) -> None:
+    hosts = [shared.host(name) for name in ("h1", "h2", "h3")]
+    held = [shared.place() for _ in range(50)]
+    for hold_id in held[:25]:
+        shared.release(hold_id)
+    for host in hosts:
+        host.until(*held[25:])
