@@ -343,6 +343,13 @@ class PrivateHost:
                 return self.root / Path(path).relative_to("/")
         raise ValueError(f"{path} is not one of this host's own directories: {', '.join(_OWN)}")
 
+    @property
+    def pid(self) -> int:
+        """The process that keeps its namespaces, by its PID outside."""
+        if self._holder is None:
+            raise PrivateHostError(f"{self.name} doesn't run")
+        return self._holder_pid
+
     # -- libvirt ------------------------------------------------------------------------------
 
     @property
