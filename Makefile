@@ -79,6 +79,10 @@ bench-daemon: deps ## Measure the daemon against its limits (root; ten minutes)
 bench-sources: deps ## Measure syncing 100,000 holds against its limits (a minute)
 	@PYTHONPATH=tests $(BIN)/python -B -m benchmarks.sources
 
+.PHONY: bench-fleet
+bench-fleet: deps ## Measure how fast a hold reaches 100 simulated hosts (root; two minutes)
+	@PYTHONPATH=tests $(BIN)/python -B -m benchmarks.fleet
+
 .PHONY: schema
 schema: .venv/.done ## Write lockdb/lockdb/schema.sql from the migrations
 	@$(BIN)/python -m lockdb.migrations >lockdb/lockdb/schema.sql
