@@ -11,6 +11,8 @@ PYTHON ?= /usr/bin/python3
 # Where the program goes. The hook and what it reads have fixed places, see packaging/install.
 PREFIX ?= /usr
 DESTDIR ?=
+# build: EXTRAS=nova builds in what reads OpenStack's locks. After another choice: make clean.
+EXTRAS ?=
 # uninstall: PURGE=1 removes the database, the settings and the group too.
 PURGE ?=
 # test: what to run, and how, for example: make test TESTS=tests/hook PYTEST_ARGS='-x -k canary'
@@ -109,7 +111,7 @@ build: build/done ## Build the program for `make install`; needs a compiler and 
 
 build/done: pyproject.toml packaging/build-program $(SOURCES)
 	@packaging/packages require $(BUILD_PACKAGES)
-	@PYTHON=$(PYTHON) packaging/build-program
+	@PYTHON=$(PYTHON) EXTRAS=$(EXTRAS) packaging/build-program
 
 .PHONY: install
 install: build ## Install on this host, or below DESTDIR; PREFIX=/usr (root)

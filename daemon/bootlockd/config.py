@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from bootlockd.errors import ConfigError
 from lockdb.database import DEFAULT_PATH
+from lockdb.values import OnRunning
 
 DEFAULT_CONFIG = Path("/etc/bootlock/bootlock.toml")
 DEFAULT_URIS = ("qemu:///system", "lxc:///system", "xen:///system")
@@ -141,11 +142,54 @@ class FileSource:
     directory: Path | None = None
 
 
+class NovaScope(StrEnum):
+    """Which servers' locks become holds on this host."""
+
+    HOST = "host"
+    CLOUD = "cloud"
+
+
+class LockMeans(StrEnum):
+    """What a lock in Nova is on this host that is no boot lock."""
+
+    STATE_LOCK = "state_lock"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class Nova:
+    """``[sources.nova]``"""
+
+    #: The name in ``clouds_file``; empty: Nova is no source.
+    cloud: str = ""
+    clouds_file: Path = Path("/etc/bootlock/clouds.yaml")
+    #: Empty: as in ``clouds_file``.
+    region: str = ""
+    scope: NovaScope = NovaScope.HOST
+    #: nova-compute's own name of this host; empty: the host's name, as nova-compute does.
+    compute_host: str = ""
+    #: How the reason of an admin's lock begins that is a boot lock; empty: each is.
+    reason_prefix: str = "bootlock:"
+    other_admin_locks: LockMeans = LockMeans.NOTHING
+    customer_locks: LockMeans = LockMeans.STATE_LOCK
+    #: For boot locks.
+    on_running: OnRunning = OnRunning.LEAVE
+    grace: int = 60
+    isolate: bool = False
+    #: Seconds between two looks at everything; what changed is asked for in between.
+    full_interval: int = 900
+    #: By how many seconds two looks at what changed overlap.
+    overlap: int = 300
+    #: Seconds for one answer.
+    timeout: int = 30
+
+
 @dataclass(frozen=True)
 class Sources:
     """``[sources]``: where holds are decided that this host keeps."""
 
     file: FileSource = field(default_factory=FileSource)
+    nova: Nova = field(default_factory=Nova)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bootlockd.config import Config
 from bootlockd.sources.base import Source
 from bootlockd.sources.file import FileSource
+from bootlockd.sources.nova import NovaSource
 
 
 def sources(config: Config) -> list[Source]:
@@ -17,4 +18,6 @@ def sources(config: Config) -> list[Source]:
         from bootlockd.sources.etcd import EtcdSource  # noqa: PLC0415
 
         found.append(EtcdSource(config))
+    if config.sources.nova.cloud:
+        found.append(NovaSource(config.sources.nova, interval=config.sync.interval))
     return found
