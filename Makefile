@@ -53,6 +53,14 @@ demo: deps ## Watch real libvirt refuse a held guest by every route (root; under
 test: deps ## Run all tests, those on real libvirt included (root)
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS) $(TESTS)
 
+.PHONY: test-nova
+test-nova: deps .venv/.nova ## Run the tests with a real nova-api and keystone (root; package index; minutes)
+	@$(BIN)/pytest -m nova $(PYTEST_ARGS) tests/nova
+
+.venv/.nova: .venv/.done
+	@$(BIN)/pip install --quiet --editable '.[dev,nova]'
+	@touch $@
+
 .PHONY: check
 check: deps ## Format, lint, types, shell scripts, documentation
 	@echo 'ruff'; $(BIN)/ruff check --quiet .; $(BIN)/ruff format --quiet --check .
