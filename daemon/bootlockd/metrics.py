@@ -139,7 +139,7 @@ class _Database(Collector):
             return [
                 *_in_force(lock_db, now),
                 *_proofs(lock_db, now),
-                *_sources(lock_db),
+                *_sources(lock_db, now),
                 *_ever(lock_db, totals),
             ], totals
 
@@ -163,28 +163,24 @@ def _proofs(lock_db: LockDB, now: int) -> Iterator[Metric]:
     yield _family("armed_proof_age_seconds", since, ["uri"], _single(ages))
 
 
-def _sources(lock_db: LockDB) -> Iterator[Metric]:
-    known = {state.name: state for state in sources.all_stored(lock_db)}
-    words = {
-        "read_timestamp_seconds": "When a source last said something; 0: never.",
-        "error": "A source can't be read.",
-        "faults": "What a source could not say.",
-        "vanished_holds": "Holds that a source does not show any more, and that stay.",
-        "waiting_holds": "Holds whose release waits for an admin.",
-    }
-    values = {
-        name: (
-            state.read_at or 0,
-            bool(state.error),
-            state.faults.count,
-            state.vanished.count,
-            len(sources.waiting(lock_db, name)),
-        )
-        for name, state in known.items()
-    }
-    for number, (name, text) in enumerate(words.items()):
-        of_each = {source: found[number] for source, found in values.items()}
-        yield _family(f"source_{name}", text, ["source"], _single(of_each))
+def _sources(lock_db: LockDB, now: int) -> Iterator[Metric]:
+    states = {state.name: state for state in sources.all_stored(lock_db)}
+    read = {name: state.read_at or 0 for name, state in states.items()}
+    last = "When it last could be read; 0: never."
+    yield _family("source_last_success_timestamp_seconds", last, ["source"], _single(read))
+    ages = {name: now - at for name, at in read.items() if at}
+    since = "Since it last could be read."
+    yield _family("source_last_success_age_seconds", since, ["source"], _single(ages))
+    failing = {name: bool(state.error) for name, state in states.items()}
+    yield _family("source_failing", "It can't be read now.", ["source"], _single(failing))
+    faults = {name: state.faults.count for name, state in states.items()}
+    yield _family("source_faults", "Parts of it that can't be read.", ["source"], _single(faults))
+    gone = {name: state.vanished.count for name, state in states.items()}
+    lacking = "Holds that it lacks without having released them."
+    yield _family("source_vanished_holds", lacking, ["source"], _single(gone))
+    waiting = dict.fromkeys(states, 0) | counts.waiting(lock_db)
+    wait = "Releases that wait for an admin's word."
+    yield _family("source_waiting_releases", wait, ["source"], _single(waiting))
 
 
 def _ever(lock_db: LockDB, totals: counts.Totals) -> Iterator[Metric]:

@@ -38,6 +38,12 @@ def permits(lock_db: LockDB, *, now: int) -> dict[str, int]:
     return Counter(permit.operation.value for permit in active_permits(lock_db, now=now))
 
 
+def waiting(lock_db: LockDB) -> dict[str, int]:
+    """The releases that wait for an admin's word, by source."""
+    with lock_db.read() as db:
+        return dict(db.execute("SELECT source, count(*) FROM waiting GROUP BY 1"))
+
+
 @dataclass(frozen=True)
 class Totals:
     """What happened ever, up to one entry of the journal."""

@@ -130,6 +130,34 @@ def test_how_the_daemon_is_and_what_is_in_force(lock_db: Path, tmp_path: Path) -
     }
 
 
+def test_how_fresh_each_source_is_and_what_is_not_believed(lock_db: Path) -> None:
+    now = int(time.time())
+    with database.open_db(lock_db) as opened:
+        gone = sources.Marks.of(["x", "y"])
+        read = sources.State("file", read_at=now - 50, tried_at=now, vanished=gone)
+        with opened.write() as db:
+            sources.carry_out(db, read, sources.Steps(), now=now)
+            db.execute("INSERT INTO waiting VALUES ('h', 'file', 'e', '', 1)")
+        sources.failed(opened, "nova", "it is down", now=now)
+    with served(lock_db) as url:
+        found = {name: value for name, value in numbers(url).items() if "_source_" in name}
+    assert (
+        50 <= found.pop('bootlock_source_last_success_age_seconds{source="file"}') < 50 + PATIENCE
+    )
+    assert found == {
+        'bootlock_source_last_success_timestamp_seconds{source="file"}': now - 50,
+        'bootlock_source_last_success_timestamp_seconds{source="nova"}': 0,
+        'bootlock_source_failing{source="file"}': 0,
+        'bootlock_source_failing{source="nova"}': 1,
+        'bootlock_source_faults{source="file"}': 0,
+        'bootlock_source_faults{source="nova"}': 0,
+        'bootlock_source_vanished_holds{source="file"}': 2,
+        'bootlock_source_vanished_holds{source="nova"}': 0,
+        'bootlock_source_waiting_releases{source="file"}': 1,
+        'bootlock_source_waiting_releases{source="nova"}': 0,
+    }
+
+
 def refuse(path: Path, count: int) -> None:
     """As the hook does."""
     with closing(sqlite3.connect(path)) as db, db:
@@ -279,7 +307,8 @@ def test_each_metric_is_documented_with_its_labels_and_none_that_is_not_there(
         row = Enforcement("a", "power", uuid(1), State.ENFORCED, "", 1, 1)
         enforcements.record(opened, [row])
         proofs.record(opened, "qemu:///system", armed=True, answer="", now=1)
-        sources.failed(opened, "file", "gone", now=1)
+        with opened.write() as db:
+            sources.carry_out(db, sources.State("file", read_at=1), sources.Steps(), now=1)
     with served(lock_db) as url:
         said = text(url)
     exported = {}

@@ -19,6 +19,7 @@ ALERTS = {
 }
 
 HOST = 'instance="h"'
+FILE = f'{HOST},source="file"'
 QEMU = f'{HOST},uri="qemu:///system"'
 
 #: A host on which all is well, for an hour: a sample a minute, from 0 seconds of Prometheus' clock.
@@ -39,6 +40,9 @@ HEALTHY = {
     f"bootlock_journal_seq{{{HOST}}}": "7+1x60",
     f'bootlock_foreign_processes_total{{{HOST},action="killed"}}': "5x60",
     f"bootlock_refusals_total{{{HOST}}}": "0+5x60",
+    f"bootlock_source_last_success_timestamp_seconds{{{FILE}}}": "0+60x60",
+    f"bootlock_source_waiting_releases{{{FILE}}}": "0x60",
+    f"bootlock_source_vanished_holds{{{FILE}}}": "0x60",
 }
 
 #: For each rule: what becomes of some series after half an hour, and a part of the summary.
@@ -86,6 +90,18 @@ FAILING: dict[str, tuple[dict[str, str], str]] = {
     "BootlockLookOverdue": (
         {f"bootlock_last_look_timestamp_seconds{{{HOST}}}": "0+60x30 1800x30"},
         "bootlockd on h has not looked",
+    ),
+    "BootlockSourceStale": (
+        {f"bootlock_source_last_success_timestamp_seconds{{{FILE}}}": "0+60x30 1800x30"},
+        "holds from file are not renewed on h",
+    ),
+    "BootlockReleasesWait": (
+        {f"bootlock_source_waiting_releases{{{FILE}}}": "0x30 40x30"},
+        "releases from file wait on h: 40",
+    ),
+    "BootlockSourceLacksHolds": (
+        {f"bootlock_source_vanished_holds{{{FILE}}}": "0x30 3x30"},
+        "file lacks holds that h has: 3",
     ),
     "BootlockHoldVanished": (
         {f"bootlock_vanished_holds{{{HOST}}}": "0x30 1x30"},
