@@ -3,17 +3,14 @@
 import subprocess
 import time
 import uuid as uuids
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from privatehost import CommandFailed, PrivateHost, domain_xml, wait_until
+from installing import HOOKS, bootlock, define, is_refused, listing, starts_all_the_time
+from privatehost import CommandFailed, PrivateHost, wait_until
 
 pytestmark = pytest.mark.live
-
-HOOKS = tuple(f"/etc/libvirt/hooks/{driver}.d/50-bootlock" for driver in ("qemu", "lxc", "libxl"))
 
 # Mode, owner and path of all that an installation adds, less the insides of the program.
 EXPECTED = {
@@ -31,6 +28,7 @@ EXPECTED = {
     "-rw-r--r-- root:root /usr/lib/systemd/system/bootlock-metrics.service",
     "-rw-r--r-- root:root /usr/lib/systemd/system/bootlock-sync.service",
     "-rw-r--r-- root:root /usr/lib/systemd/system/bootlockd.service",
+    "-rw-r--r-- root:root /usr/lib/systemd/system-preset/50-bootlock.preset",
     "-rw-r--r-- root:root /usr/lib/sysusers.d/bootlock.conf",
     "-rw-r--r-- root:root /usr/lib/tmpfiles.d/bootlock.conf",
     "-rw-r--r-- root:root /usr/share/bash-completion/completions/bootlock",
@@ -53,8 +51,8 @@ STATE = {
 # Nobody's directories where fish is not installed.
 FISH = ("/usr/share/fish", "/usr/share/fish/vendor_completions.d")
 
-# What a start asks, for a guest that nobody holds.
-FREE = "<domain><name>free</name><uuid>8f3e3a0e-44bb-4f43-9d35-8bd1a1e4b7c5</uuid></domain>"
+# A guest that nobody holds.
+FREE = "8f3e3a0e-44bb-4f43-9d35-8bd1a1e4b7c5"
 
 
 def install(host: PrivateHost, tree: Path, *variables: str) -> str:
@@ -63,26 +61,6 @@ def install(host: PrivateHost, tree: Path, *variables: str) -> str:
 
 def uninstall(host: PrivateHost, tree: Path, *variables: str) -> str:
     return host.run(["make", "-s", "-C", tree, "uninstall", *variables]).stdout
-
-
-def listing(host: PrivateHost) -> set[str]:
-    """What the host has that the machine has not: type, mode, owner, path, where a link leads."""
-    written = {top: f"{host.root}/scratch{top}/new" for top in ("/etc", "/usr", "/var/lib")}
-    written |= {own: str(host.outside(own)) for own in ("/etc/libvirt", "/run")}
-    found: set[str] = set()
-    for top, where in written.items():
-        ours = ["-mindepth", "1", "-path", f"{where}/libvirt", "-prune", "-o"]
-        line = ["-printf", rf"%M %u:%g {top}/%P %l\n"]
-        lines = host.run(["find", where, *ours, *line]).stdout.splitlines()
-        found.update(line.rstrip() for line in lines)
-    return {line for line in found if not _is_of_no_interest(line)}
-
-
-def _is_of_no_interest(line: str) -> bool:
-    path = Path(line.split()[2])
-    # Copies of the machine's directories; what SQLite and the system's tools leave and reuse.
-    passing = ("lock.db-wal", "lock.db-shm", "group", "gshadow", "group-", "gshadow-", ".pwd.lock")
-    return path.is_dir() or path.name in passing
 
 
 def contents(host: PrivateHost) -> str:
@@ -95,29 +73,6 @@ def contents(host: PrivateHost) -> str:
 def added(host: PrivateHost, before: set[str]) -> set[str]:
     new = listing(host) - before
     return {line for line in new if " /usr/lib/bootlock/" not in line}
-
-
-def define(host: PrivateHost) -> tuple[str, str]:
-    """A guest that is off; its name and UUID."""
-    uuid = str(uuids.uuid4())
-    xml = host.images / "guest.xml"
-    xml.write_text(domain_xml("guest", uuid))
-    host.virsh("define", xml)
-    return "guest", uuid
-
-
-def bootlock(host: PrivateHost, *args: str, check: bool = True) -> str:
-    return host.run(["/usr/bin/bootlock", *args], check=check).stdout
-
-
-def is_refused(host: PrivateHost, name: str) -> bool:
-    """Whether libvirt, asked to start the guest, answers with our line."""
-    done = host.virsh("start", name, check=False)
-    if done.returncode == 0:
-        host.virsh("destroy", name)
-        return False
-    assert "bootlock: start refused: " in done.stderr
-    return True
 
 
 def has_no_systemd(host: PrivateHost) -> None:
@@ -239,42 +194,18 @@ def test_another_prefix_moves_the_program_alone(host: PrivateHost, built: Path) 
     assert listing(host) == before
 
 
-@contextmanager
-def starts_all_the_time(host: PrivateHost) -> Iterator[None]:
-    """Does meanwhile what libvirt does at a start, over and over; each one must be let through."""
-    xml, stop, wrong = (host.images / name for name in ("free.xml", "stop", "wrong"))
-    xml.write_text(FREE)
-    wrong.touch()
-    loop = """
-        while [ ! -e "$2" ]; do
-            for hook in /etc/libvirt/hooks/qemu.d/* /etc/libvirt/hooks/qemu.d/.[!.]*; do
-                [ -f "$hook" ] && [ -x "$hook" ] || continue
-                [ "${hook##*/}" = 50-bootlock ] || echo "libvirt would run $hook" >>"$3"
-                said=$("$hook" free prepare begin - <"$1" 2>&1) && status=0 || status=$?
-                # 126, 127: switched off, removed since we looked, as may happen to libvirt.
-                case $status in 0 | 126 | 127) ;; *) echo "$said" >>"$3" ;; esac
-                echo >>"$3.count"
-            done
-        done
-    """
-    process = host.popen(["sh", "-c", loop, "sh", xml, stop, wrong])
-    yield
-    stop.touch()
-    process.wait(60)
-    assert wrong.read_text() == ""
-    assert Path(f"{wrong}.count").read_text().count("\n") > 10
-
-
 def test_no_start_is_refused_while_it_is_installed_upgraded_or_removed(
     host: PrivateHost, built: Path
 ) -> None:
-    with starts_all_the_time(host):
+    with starts_all_the_time(host, FREE) as answers:
         install(host, built)
         time.sleep(0.2)
         install(host, built)
         uninstall(host, built)
         install(host, built)
         uninstall(host, built, "PURGE=1")
+    assert answers.refused == ()
+    assert answers.allowed > 10
 
 
 def test_killed_at_any_moment_it_can_be_repeated_and_undone(host: PrivateHost, built: Path) -> None:
