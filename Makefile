@@ -26,10 +26,10 @@ BENCH_ARGS ?=
 export PREFIX DESTDIR PURGE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-BUILD_PACKAGES := gcc libc6-dev libvirt-dev pkg-config python3 python3-dev python3-venv
+BUILD_PACKAGES := binutils gcc libc6-dev libvirt-dev pkg-config python3 python3-dev python3-venv
 CHECK_PACKAGES := bash busybox/busybox-static dash shellcheck
 TEST_PACKAGES := etcd-client etcd-server hostname iproute2 libvirt-clients \
-  libvirt-daemon-driver-lxc libvirt-daemon-driver-qemu libvirt-daemon-system mount openssl \
+  libvirt-daemon-driver-lxc libvirt-daemon-driver-qemu libvirt-daemon-system mandoc mount openssl \
   procps qemu-system-x86 qemu-utils nftables ipxe-qemu sqlite3 systemd util-linux
 
 BIN := .venv/bin
@@ -117,7 +117,8 @@ packages:
 .PHONY: build
 build: build/done ## Build the program for `make install`; needs a compiler and a package index
 
-build/done: pyproject.toml packaging/build-program $(SOURCES)
+build/done: pyproject.toml packaging/build-program packaging/constraints.txt \
+  packaging/manual.py docs/bootlock.toml.md $(SOURCES)
 	@packaging/packages require $(BUILD_PACKAGES)
 	@PYTHON=$(PYTHON) EXTRAS=$(EXTRAS) packaging/build-program
 

@@ -42,6 +42,9 @@ EXPECTED = {
     "-rw-r--r-- root:root /usr/share/doc/bootlock/README.md",
     "-rw-r--r-- root:root /usr/share/doc/bootlock/bootlock.toml",
     "-rw-r--r-- root:root /usr/share/fish/vendor_completions.d/bootlock.fish",
+    "-rw-r--r-- root:root /usr/share/man/man1/bootlock.1.gz",
+    "-rw-r--r-- root:root /usr/share/man/man5/bootlock.toml.5.gz",
+    "-rw-r--r-- root:root /usr/share/man/man8/bootlockd.8.gz",
     "-rw-r--r-- root:root /usr/share/zsh/vendor-completions/_bootlock",
 }
 STATE = {
