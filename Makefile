@@ -27,10 +27,11 @@ export PREFIX DESTDIR PURGE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 BUILD_PACKAGES := binutils gcc libc6-dev libvirt-dev pkg-config python3 python3-dev python3-venv
+DEB_PACKAGES := dpkg-dev
 CHECK_PACKAGES := bash busybox/busybox-static dash shellcheck
-TEST_PACKAGES := etcd-client etcd-server hostname iproute2 libvirt-clients \
-  libvirt-daemon-driver-lxc libvirt-daemon-driver-qemu libvirt-daemon-system mandoc mount openssl \
-  procps qemu-system-x86 qemu-utils nftables ipxe-qemu sqlite3 systemd util-linux
+TEST_PACKAGES := etcd-client etcd-server groff-base hostname iproute2 libvirt-clients \
+  libvirt-daemon-driver-lxc libvirt-daemon-driver-qemu libvirt-daemon-system lintian mandoc mount \
+  openssl procps qemu-system-x86 qemu-utils nftables ipxe-qemu sqlite3 systemd util-linux
 
 BIN := .venv/bin
 MODULES := $(wildcard lockdb/lockdb cli/bootlock daemon/bootlockd)
@@ -102,7 +103,7 @@ deps: packages .venv/.done .venv/bin/promtool ## Install what is missing: Debian
 
 .PHONY: packages
 packages:
-	@packaging/packages install $(BUILD_PACKAGES) $(CHECK_PACKAGES) $(TEST_PACKAGES)
+	@packaging/packages install $(BUILD_PACKAGES) $(DEB_PACKAGES) $(CHECK_PACKAGES) $(TEST_PACKAGES)
 
 .venv/.done: pyproject.toml | packages
 	@echo 'making .venv'
@@ -129,6 +130,11 @@ install: build ## Install on this host, or below DESTDIR; PREFIX=/usr (root)
 .PHONY: uninstall
 uninstall: ## Remove it; keeps the database, unless PURGE=1 (root)
 	@packaging/uninstall
+
+.PHONY: deb
+deb: build ## Build the Debian package, in dist/
+	@packaging/packages require $(DEB_PACKAGES)
+	@packaging/build-deb
 
 .PHONY: clean
 clean: ## Remove what was made here

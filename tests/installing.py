@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -35,6 +36,19 @@ def built(tree: Path, target: str, env: Mapping[str, str] | None = None) -> Path
     )
     assert done.returncode == 0, done.stderr
     return tree
+
+
+def built_once(run: Path, tree: Path) -> Path:
+    """A copy at ``tree`` of one tree in which `make deb` was run, whoever needs it first.
+
+    ``run``: a directory that all processes of this run of tests share.
+    """
+    original = run / "built-once"
+    with (run / "built-once.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not original.exists():
+            built(run / "built-once.new", "deb").rename(original)
+    return shutil.copytree(original, tree, symlinks=True)
 
 
 @contextmanager

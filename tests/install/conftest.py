@@ -12,9 +12,9 @@ from privatehost import PrivateHost
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(common_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tree in which `make build` was run."""
-    return installing.built(tmp_path_factory.mktemp("tree") / "bootlock", "build")
+    return installing.built_once(common_directory, tmp_path_factory.mktemp("tree") / "bootlock")
 
 
 @pytest.fixture
