@@ -9,6 +9,7 @@ It is ended by its process id; what it wrote to its log is part of every failure
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,6 +92,9 @@ class Daemon:
 
     def signal(self, name: str) -> None:
         self.host.run(["kill", "-s", name, str(self.pid)])
+        if name == "CONT" and self._process:
+            # nsenter stops itself when its child was stopped.
+            self._process.send_signal(signal.SIGCONT)
 
     @property
     def pid(self) -> int:
