@@ -335,22 +335,3 @@ def test_what_exports_them_loads_no_libvirt_and_none_of_the_daemons_powers() -> 
         "bootlockd.hypervisor",
     }
     assert loaded & unwanted == set()
-
-
-def test_a_source_shows_when_it_was_read_and_what_it_leaves_to_an_admin(lock_db: Path) -> None:
-    with database.open_db(lock_db) as opened:
-        with opened.write() as db:
-            state = sources.State(
-                "file", read_at=7, faults=sources.Marks.of("ab"), vanished=sources.Marks.of("cde")
-            )
-            sources.carry_out(db, state, sources.Steps(), now=7)
-        sources.failed(opened, "nova", "gone", now=8)
-    with served(lock_db) as url:
-        found = numbers(url)
-    names = ("read_timestamp_seconds", "error", "faults", "vanished_holds", "waiting_holds")
-    ours = {name: value for name, value in found.items() if name.startswith("bootlock_source_")}
-    assert ours == {
-        f'bootlock_source_{name}{{source="{source}"}}': value
-        for source, values in {"file": (7, 0, 2, 3, 0), "nova": (0, 1, 0, 0, 0)}.items()
-        for name, value in zip(names, values, strict=True)
-    }
