@@ -29,11 +29,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BUILD_PACKAGES := binutils gcc libc6-dev libvirt-dev pkg-config python3 python3-dev python3-venv
 DEB_PACKAGES := dpkg-dev
 CHECK_PACKAGES := bash busybox/busybox-static dash shellcheck
-TEST_PACKAGES := etcd-client etcd-server groff-base hostname iproute2 libvirt-clients \
-  libvirt-daemon-driver-lxc libvirt-daemon-driver-qemu libvirt-daemon-system lintian mandoc mount \
-  openssl procps qemu-system-x86 qemu-utils nftables ipxe-qemu sqlite3 systemd util-linux
+# What a private libvirt host is made of: all that the demo needs.
+HOST_PACKAGES := hostname iproute2 libvirt-clients libvirt-daemon-driver-lxc \
+  libvirt-daemon-driver-qemu libvirt-daemon-system mount procps qemu-system-x86 qemu-utils \
+  nftables ipxe-qemu sqlite3 systemd util-linux
+TEST_PACKAGES := groff-base lintian mandoc openssl
 
 BIN := .venv/bin
+TAKEN := $(addprefix .venv/bin/,promtool etcd etcdctl)
 MODULES := $(wildcard lockdb/lockdb cli/bootlock daemon/bootlockd)
 SOURCES := $(shell find $(MODULES) -name '*.py' -o -name '*.sql' -o -name 'py.typed')
 # Everything that starts with a shell's name; the first is what the rules below are about.
@@ -47,7 +50,7 @@ help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: deps ## Watch real libvirt refuse a held guest by every route (root; under two minutes)
+demo: host-packages .venv/.done ## Watch real libvirt refuse a held guest by every route (root; under two minutes)
 	@PYTHONPATH=tests $(BIN)/python -B demo/demo.py
 
 .PHONY: test
@@ -99,21 +102,28 @@ schema: .venv/.done ## Write lockdb/lockdb/schema.sql from the migrations
 	@$(BIN)/python -m lockdb.migrations >lockdb/lockdb/schema.sql
 
 .PHONY: deps
-deps: packages .venv/.done .venv/bin/promtool ## Install what is missing: Debian packages and .venv (done by the others too)
+deps: packages .venv/.done $(TAKEN) ## Install what is missing: Debian packages and .venv (done by the others too)
+
+.PHONY: host-packages
+host-packages:
+	@packaging/packages install $(BUILD_PACKAGES) $(HOST_PACKAGES)
 
 .PHONY: packages
-packages:
-	@packaging/packages install $(BUILD_PACKAGES) $(DEB_PACKAGES) $(CHECK_PACKAGES) $(TEST_PACKAGES)
+packages: host-packages
+	@packaging/packages install $(DEB_PACKAGES) $(CHECK_PACKAGES) $(TEST_PACKAGES)
 
-.venv/.done: pyproject.toml | packages
+.venv/.done: pyproject.toml | host-packages
 	@echo 'making .venv'
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
 
-# Of Debian's prometheus only what checks rules: the package would start a server here.
-.venv/bin/promtool: | .venv/.done
-	@packaging/packages take prometheus /usr/bin/promtool $@
+# Of Debian's prometheus and etcd only these: the packages would start their servers here.
+.venv/bin/promtool: PACKAGE := prometheus
+.venv/bin/etcd: PACKAGE := etcd-server
+.venv/bin/etcdctl: PACKAGE := etcd-client
+$(TAKEN): | .venv/.done
+	@packaging/packages take $(PACKAGE) /usr/bin/$(@F) $@
 
 .PHONY: build
 build: build/done ## Build the program for `make install`; needs a compiler and a package index

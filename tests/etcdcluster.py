@@ -13,12 +13,15 @@ etcd's usual ones on ``address`` there.
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +31,9 @@ from bootlockd.config import Fleet
 from privatehost import PATIENCE, wait_until
 
 _PEER, _CLIENT = 0, 1
+
+#: Below what the kernel takes for outgoing connections (ip_local_port_range).
+_NEVER_GIVEN = range(10_000, 32_000)
 
 
 @dataclass(frozen=True)
@@ -280,13 +286,17 @@ class Cluster:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now. All at once, so that they differ."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Ports nobody listens on, and that the kernel gives no outgoing connection meanwhile."""
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(_NEVER_GIVEN, len(_NEVER_GIVEN)):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise AssertionError("no free port")
 
 
 def _environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith(("ETCD", "http", "HTTP"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ETCD", "http", "HTTP"))}
+    # `make deps` puts etcd beside the Python that runs this.
+    return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"}
