@@ -15,6 +15,17 @@ pytestmark = pytest.mark.live
 
 Run = Callable[[str], subprocess.CompletedProcess[str]]
 
+_TEST = """
+import os, subprocess
+
+def wait_for(path):
+    while not os.path.exists(path) or not open(path).read():
+        pass
+
+def test_it():
+    {body}
+"""
+
 _CONFTEST = """
 import leftovers
 from leftovers import pytest_sessionfinish, pytest_sessionstart
@@ -28,7 +39,7 @@ def run(tmp_path: Path) -> Run:
 
     def run(body: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "conftest.py").write_text(_CONFTEST)
-        (tmp_path / "test_it.py").write_text(f"import subprocess\n\ndef test_it():\n    {body}\n")
+        (tmp_path / "test_it.py").write_text(_TEST.format(body=body))
         pytest_here = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         return subprocess.run(
             ["unshare", "--net", "--mount", *pytest_here, tmp_path],
@@ -50,7 +61,8 @@ def test_a_process_is_named(run: Run, tmp_path: Path) -> None:
     noted = tmp_path / "pid"
     done = run(
         "p = subprocess.Popen(['sleep', '300'], start_new_session=True); "
-        f"open({str(noted)!r}, 'w').write(str(p.pid))"
+        f"open({str(noted)!r}, 'w').write(str(p.pid)); "
+        "wait_for(f'/proc/{p.pid}/environ')"
     )
     pid = noted.read_text()
     os.kill(int(pid), signal.SIGKILL)
@@ -58,16 +70,20 @@ def test_a_process_is_named(run: Run, tmp_path: Path) -> None:
     assert f"process {pid}: sleep 300" in done.stdout
 
 
-def test_so_is_one_in_a_pid_namespace_that_changed_its_environment(run: Run) -> None:
+def test_so_is_one_in_a_pid_namespace_that_changed_its_environment(
+    run: Run, tmp_path: Path
+) -> None:
+    inside = f"echo >{tmp_path / 'ready'}; exec sleep 301"
     done = run(
         "subprocess.Popen(['unshare', '--pid', '--fork', '--kill-child', '--mount-proc', "
-        "'sh', '-c', 'env -i sleep 301; :'], stdout=subprocess.DEVNULL)"
+        f"'sh', '-c', 'env -i sh -c \"{inside}\"; :'], stdout=subprocess.DEVNULL); "
+        f"wait_for({str(tmp_path / 'ready')!r})"
     )
     named = [line for line in done.stdout.splitlines() if line.startswith("process ")]
     for line in named:
         subprocess.run(["kill", "-KILL", line.split()[1].rstrip(":")], check=False)
     assert done.returncode == 1
-    assert any(line.endswith(": sleep 301") for line in named)
+    assert any(line.endswith((": sleep 301", inside)) for line in named)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,8 @@ def _told(status: Mapping[str, Any]) -> Iterator[Metric]:
     yield _gauge("vanished_holds", gone, len(status["vanished"]))
     unusable = "The daemon can't use the database."
     yield _gauge("daemon_database_error", unusable, bool(status["database_error"]))
-    yield _gauge("daemon_libvirt_error", "A driver of libvirt does not answer.", bool(status["libvirt_error"]))
+    silent = "A driver of libvirt does not answer."
+    yield _gauge("daemon_libvirt_error", silent, bool(status["libvirt_error"]))
     connected = _single(status["libvirt"])
     yield _family("libvirt_connected", "Events are received.", ["uri"], connected)
     armed = _single({proof["uri"]: proof["armed"] for proof in status["armed"]})

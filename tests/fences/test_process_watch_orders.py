@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -278,5 +279,9 @@ def test_an_instance_that_is_not_here_is_watched_for(bench: Bench) -> None:
 
 
 def _has_open(process: subprocess.Popen[bytes], file: Path) -> bool:
-    descriptors = Path(f"/proc/{process.pid}/fd").iterdir()
-    return any(descriptor.readlink() == file for descriptor in descriptors)
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        # It may be closed meanwhile.
+        with suppress(FileNotFoundError):
+            if descriptor.readlink() == file:
+                return True
+    return False
