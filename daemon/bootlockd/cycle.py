@@ -94,6 +94,8 @@ class Cycle:
         self.jobs = Durations()
         #: By hold id: every hold read and not seen to end since.
         self.holds: dict[str, Hold] = {}
+        # The same: a source may bring a hundred thousand, and each is asked for by its instance.
+        self._of_instance: dict[str, list[Hold]] = {}
         #: Instances with rows that are not lifted.
         self._standing: set[str] = set()
         self._worker = Worker(self.config.database.path, self.config.libvirt.uris, self.fences)
@@ -268,6 +270,9 @@ class Cycle:
             if hold_id not in self.health.vanished:
                 self._treat_later((current.get(hold_id) or self.holds[hold_id]).instance)
         self.holds = current | {hold.id: hold for hold in vanished}
+        self._of_instance = {}
+        for hold in self.holds.values():
+            self._of_instance.setdefault(hold.instance, []).append(hold)
         self._standing = set(enforcements.standing(lock_db))
 
     def _look_at_everything(self) -> None:
@@ -431,7 +436,7 @@ class Cycle:
         return Job(instance, self._known(instance))
 
     def _known(self, instance: str) -> list[Hold]:
-        return [hold for hold in self.holds.values() if hold.instance == instance]
+        return self._of_instance.get(instance, [])
 
     def _work(self, job: Job) -> None:
         self.inbox.put(self._worker.run(job))
