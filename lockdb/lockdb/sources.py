@@ -15,6 +15,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -159,19 +160,31 @@ def all_stored(lock_db: LockDB) -> list[State]:
 
 def rows(db: Database, name: str) -> Iterator[Row]:
     """The holds of a source that were not released, expired ones too."""
-    columns = ", ".join(f'"{column}"' for column in ("ref", "id", *FIELDS))
     _widen_cache(db)
-    yield from db.execute(f"SELECT {columns} FROM hold WHERE {_OF_SOURCE}", [name])
+    yield from db.execute(f"SELECT {_COLUMNS} FROM hold WHERE {_OF_SOURCE}", [name])
+
+
+def rows_of(db: Database, name: str, refs: Iterable[str]) -> Iterator[Row]:
+    """Those of ``rows`` that are called so, each once, found by an index."""
+    query = f"SELECT {_COLUMNS} FROM hold WHERE {_OF_SOURCE} AND ref = ?"
+    for ref in dict.fromkeys(refs):
+        # What is no text in UTF-8 was never stored.
+        with suppress(UnicodeEncodeError):
+            yield from db.execute(query, [name, ref])
 
 
 def row(lock_db: LockDB, name: str, ref: str) -> Row | None:
     """One of ``rows``, or None."""
-    columns = ", ".join(f'"{column}"' for column in ("ref", "id", *FIELDS))
     with lock_db.read() as db:
-        found: Row | None = db.execute(
-            f"SELECT {columns} FROM hold WHERE {_OF_SOURCE} AND ref = ?", [name, ref]
-        ).fetchone()
-        return found
+        return next(rows_of(db, name, [ref]), None)
+
+
+def active(db: Database, name: str, *, now: int, most: int | None = None) -> int:
+    """How many of ``rows`` have not expired, counted up to ``most``."""
+    query = f"SELECT 1 FROM hold WHERE {_OF_SOURCE} AND (until IS NULL OR until > ?) LIMIT ?"
+    limit = -1 if most is None else most
+    (count,) = db.execute(f"SELECT count(*) FROM ({query})", [name, now, limit]).fetchone()
+    return int(count)
 
 
 def refs(lock_db: LockDB, name: str) -> list[str]:
@@ -187,6 +200,7 @@ def _widen_cache(db: Database) -> None:
     db.execute("PRAGMA cache_size=-65536")
 
 
+_COLUMNS = ", ".join(f'"{column}"' for column in ("ref", "id", *FIELDS))
 _OF_SOURCE = "source = ? AND released_at IS NULL AND ref IS NOT NULL"
 
 

@@ -59,6 +59,11 @@ class Limits:
         """Of so many active holds."""
         return max(1, min(self.most, active * self.percent // 100))
 
+    @property
+    def enough(self) -> int:
+        """Of more active holds than that, no more may end."""
+        return -(-self.most * 100 // self.percent) if self.percent else 0
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -139,14 +144,16 @@ def _plan_of(
         state = sources.stored(lock_db, name)
         if state.turn != turn:
             raise Overtaken(f"the source {name} was read by another process meanwhile")
+        named = (observation.ref for observation in reading.observations)
         return plan(
             state,
-            sources.rows(db, name),
+            sources.rows(db, name) if reading.whole else sources.rows_of(db, name, named),
             sources.waiting(lock_db, name),
             reading,
             limits=limits,
             now=now,
             is_taken=lambda hold_id: holds.exists(lock_db, hold_id),
+            active=lambda most: sources.active(db, name, now=now, most=most),
         )
 
 
@@ -159,21 +166,28 @@ def plan(
     limits: Limits,
     now: int,
     is_taken: Callable[[str], bool] = lambda _hold_id: False,
+    active: Callable[[int | None], int] = lambda _most: 0,
 ) -> Plan:
     """The steps from what is stored to what was said.
 
-    ``rows``: as ``lockdb.sources.rows``; each is looked at once and none is kept. ``is_taken``:
-    whether a hold with that id is or ever was there.
+    ``rows``: as ``lockdb.sources.rows``, for a whole reading all of them, else those that it names:
+    what one change costs does not depend on how many holds there are. Each is looked at once and
+    none is kept. ``is_taken``: whether a hold with that id is or ever was there. ``active``: how
+    many of the source's holds are active, counted up to so many; of a whole reading not asked.
     """
     waits = {ending.hold_id: ending for ending in waiting}
     findings = _Findings(state.name, now, waits, reading.faults)
     said = findings.by_ref(reading.observations)
+    silent = set() if reading.whole else set(waits)
     for row in rows:
+        silent.discard(row[1])
         findings.compare(row, said.pop(row[0], None))
+    findings.still |= silent
     # Of two that claim the same id, it is the same one that gets it, whatever their order.
     for ref in sorted(said):
         findings.add(said[ref], is_taken)
-    return findings.plan(state, reading, limits)
+    count = (lambda _most: findings.active) if reading.whole else active
+    return findings.plan(state, reading, limits, count)
 
 
 @dataclass
@@ -317,21 +331,29 @@ class _Findings:
         line = printable_line(problem, REASON_MAX)
         self.faults.append(line if line.startswith(f"{shown}:") else f"{shown}: {line}")
 
-    def plan(self, state: State, reading: Reading, limits: Limits) -> Plan:
+    def plan(
+        self,
+        state: State,
+        reading: Reading,
+        limits: Limits,
+        active: Callable[[int | None], int],
+    ) -> Plan:
         """All of it."""
         since = self.now - limits.window
         # Set back, the clock would make what was to be forgotten in an hour last for years.
         ended = [(min(at, self.now), count) for at, count in state.ended]
         ended = [(at, count) for at, count in ended if at > since]
         before = sum(count for _, count in ended)
-        allowed = limits.allowed(self.active + before)
         said_again = {ending.hold_id: ending for ending in self.endings}
         left = [self.waiting[hold_id] for hold_id in sorted(self.still)]
         left += [one for one in self.waiting.values() if one.hold_id in said_again]
         stopped = ""
-        if left or before + len(self.endings) > allowed:
+        # They are counted for an ending alone, and no further than it matters.
+        ends = left or self.endings
+        allowed = limits.allowed(active(limits.enough) + before) if ends else 0
+        if ends and (left or before + len(self.endings) > allowed):
             stopped = (
-                f"{len({one.hold_id for one in left} | set(said_again))} of {self.active} holds "
+                f"{len({one.hold_id for one in left} | set(said_again))} of {active(None)} holds "
                 f"would end, where {allowed} may within {limits.window} s"
             )
         all_waiting = {one.hold_id: one for one in left} | (said_again if stopped else {})
