@@ -20,7 +20,7 @@ TESTS ?= tests
 PYTEST_ARGS ?=
 # test: how many at once, each file by one of them; 0: all in one process, as a debugger needs it
 WORKERS ?= 2
-# bench: --quick. bench-hook also: --json, --write (into docs/benchmarks.md), --no-libvirt
+# bench and its parts: --quick. bench-hook also: --json, --write (into docs/benchmarks.md), --no-libvirt
 BENCH_ARGS ?=
 
 export PREFIX DESTDIR PURGE
@@ -76,8 +76,9 @@ check: deps ## Format, lint, types, shell scripts, documentation
 	@if [ -e tests/test_docs.py ]; then echo docs; $(BIN)/pytest -q tests/test_docs.py; fi
 
 .PHONY: bench
-bench: deps ## Measure the hook, then the daemon, against their limits (root; a quarter of an hour)
-	@missed=; $(MAKE) bench-hook || missed=1; $(MAKE) bench-daemon || missed=1; [ -z "$$missed" ]
+bench: deps ## Measure all against its limits: the hook, the daemon, sources, the fleet (root; 20 minutes)
+	@missed=; for part in hook daemon sources fleet; do \
+	  $(MAKE) bench-$$part || missed=1; done; [ -z "$$missed" ]
 
 .PHONY: bench-hook
 bench-hook: deps ## Measure the hook against its limits (root)
@@ -91,11 +92,11 @@ bench-daemon: deps ## Measure the daemon against its limits (root; ten minutes)
 
 .PHONY: bench-sources
 bench-sources: deps ## Measure syncing 100,000 holds against its limits (a minute)
-	@PYTHONPATH=tests $(BIN)/python -B -m benchmarks.sources
+	@PYTHONPATH=tests $(BIN)/python -B -m benchmarks.sources $(filter --quick,$(BENCH_ARGS))
 
 .PHONY: bench-fleet
 bench-fleet: deps ## Measure how fast a hold reaches 100 simulated hosts (root; two minutes)
-	@PYTHONPATH=tests $(BIN)/python -B -m benchmarks.fleet
+	@PYTHONPATH=tests $(BIN)/python -B -m benchmarks.fleet $(filter --quick,$(BENCH_ARGS))
 
 .PHONY: schema
 schema: .venv/.done ## Write lockdb/lockdb/schema.sql from the migrations

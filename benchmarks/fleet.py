@@ -62,20 +62,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fleet", description=__doc__)
     parser.add_argument("--hosts", type=int, default=100, help="simulated hosts; default 100")
     parser.add_argument("--holds", type=int, default=40, help="placed one by one; default 40")
+    parser.add_argument("--quick", action="store_true", help="5 hosts and holds; no target")
     options = parser.parse_args(arguments)
+    hosts, holds = (5, 5) if options.quick else (options.hosts, options.holds)
     with tempfile.TemporaryDirectory(prefix="bl-fleet-") as directory:
         path = Path(directory)
         with Cluster(path / "etcd") as cluster:
             settings = replace(cluster.settings(), heartbeat=10, timeout=5)
-            raw, committed = measured(settings, path, options.hosts, options.holds)
+            raw, committed = measured(settings, path, hosts, holds)
     print(as_table({"etcd's line read": raw, "committed in SQLite": committed}))
-    expected = options.hosts * options.holds
+    expected = hosts * holds
     ratio = _percentile(committed, 99) / _percentile(raw, 99)
     print(f"99th percentiles: {ratio:.2f} (target at most {RATIO_TARGET:g})")
     if len(raw) != expected or len(committed) != expected:
         print(f"arrived: {len(raw)} and {len(committed)} of {expected}")
         return 1
-    return 0 if ratio <= RATIO_TARGET else 1
+    return 0 if options.quick or ratio <= RATIO_TARGET else 1
 
 
 def measured(

@@ -47,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sources")
     parser.add_argument("--holds", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="few of each; enforces no target")
     options = parser.parse_args(arguments)
+    if options.quick:
+        options.holds, options.rounds = 2000, 1
     with tempfile.TemporaryDirectory(prefix="bootlock-bench-") as name:
         scene = Scene(Path(name), options.holds)
         began = time.perf_counter()
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         missed += _changes(scene, fewer, 20 * options.rounds)
         for what, work in (("reading alone", scene.read), ("a sync", scene.sync)):
             print(f"memory of a process after {what}: {_memory(work):.0f} MiB")
-    return min(1, missed)
+    return 0 if options.quick else min(1, missed)
 
 
 class Scene:
