@@ -23,9 +23,10 @@ from bootlockd.fleet.errors import EtcdError
 from bootlockd.fleet.keys import Keys, host_name
 from bootlockd.fleet.registry import Entry, Registry, Seen
 from bootlockd.sources.base import Order
-from lockdb import journal
+from lockdb import journal, permits
 from lockdb.errors import NotFound
-from lockdb.values import Hold, NewHold, looks_like_uuid
+from lockdb.values import Hold, NewHold, Operation, looks_like_uuid
+from lockdb.when import iso
 
 #: Seconds between two looks at the hosts; of many hosts, ten times what a look takes.
 PAUSE = 0.3
@@ -136,6 +137,44 @@ def show(app: App, what: str, *, as_json: bool) -> None:
             }
         )
         click.echo()
+
+
+# -- permits ----------------------------------------------------------------------------------
+
+
+def permit(
+    app: App, uuid: str, operation: Operation, *, until: int, reason: str, as_json: bool
+) -> Exit:
+    """Write a permit into the registry."""
+    granted = permits.new(uuid, operation, until=until, reason=reason, by=actor(), now=app.now())
+    with opened(app) as there:
+        there.grant(granted)
+    if as_json:
+        output.print_json(granted.as_dict())
+    else:
+        click.echo(
+            f"permit {granted.id}: {operation} of {uuid} is let through on all hosts until"
+            f" {iso(until)}"
+        )
+    return Exit.DONE
+
+
+def revoke(app: App, prefix: str, *, reason: str, as_json: bool) -> Exit:
+    """End a permit in the registry before its time."""
+    with opened(app) as there:
+        record = there.revoke(prefix, reason=reason, by=actor(), now=app.now())
+    end, instance = record.revoked, record.permit.instance if record.permit else None
+    assert end
+    if as_json:
+        output.print_json(
+            {"id": record.id, "instance": instance, "revoked_at": end.at, "revoked_by": end.by}
+        )
+    else:
+        click.echo(f"revoked permit {record.id} on {instance or 'an unknown instance'}")
+    return Exit.DONE
+
+
+# -- this host and the registry ---------------------------------------------------------------
 
 
 def noted_head(app: App) -> journal.Head:

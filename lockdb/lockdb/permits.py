@@ -36,19 +36,35 @@ def grant(
 
     Raises InvalidValue or DatabaseError.
     """
-    row = {
-        "id": secrets.token_hex(8),
-        "instance": parse_instance(instance),
-        "operation": operation,
-        "reason": required_line("reason", reason, REASON_MAX),
-        "granted_at": now,
-        "granted_by": required_line("granted_by", by, ACTOR_MAX),
-        "until": until,
-    }
-    with lock_db.write() as db:
-        db.table("permit").insert(row)
-        journal.append(db, "permitted", now, **row)
-        return _by_id(db, row["id"])
+    permit = new(instance, operation, until=until, reason=reason, by=by, now=now)
+    with lock_db.write() as db, journal.Chain(db, now) as chain:
+        write(db, chain, permit)
+    return permit
+
+
+def new(
+    instance: str, operation: Operation, *, until: int, reason: str, by: str, now: int
+) -> Permit:
+    """A permit that is written nowhere yet. Raises InvalidValue."""
+    return Permit(
+        id=secrets.token_hex(8),
+        instance=parse_instance(instance),
+        operation=operation,
+        reason=required_line("reason", reason, REASON_MAX),
+        granted_at=now,
+        granted_by=required_line("granted_by", by, ACTOR_MAX),
+        until=until,
+        revoked_at=None,
+        revoked_by=None,
+    )
+
+
+def write(db: Database, chain: journal.Chain, permit: Permit, **more: str) -> None:
+    """Store a new permit, in the caller's transaction. ``more``: for its entry alone."""
+    row = permit.as_dict()
+    db.table("permit").insert(row)
+    granted = {name: value for name, value in row.items() if not name.startswith("revoked")}
+    chain.append("permitted", **granted, **more)
 
 
 def revoke(lock_db: LockDB, prefix: str, *, reason: str, by: str, now: int) -> Permit:
@@ -77,6 +93,13 @@ def active(lock_db: LockDB, *, now: int, instance: str | None = None) -> list[Pe
             {"now": now, "instance": instance},
         )
         return [_permit(row) for row in rows]
+
+
+def stored(lock_db: LockDB, permit_id: str) -> Permit | None:
+    """The permit with exactly this id, also one that has ended."""
+    with lock_db.read() as db:
+        found = list(db.query("SELECT * FROM permit WHERE id = ?", [permit_id]))
+    return _permit(found[0]) if found else None
 
 
 def _by_id(db: Database, permit_id: object) -> Permit:

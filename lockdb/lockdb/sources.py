@@ -21,11 +21,11 @@ from typing import Any, Final
 
 from sqlite_utils import Database
 
-from lockdb import journal
+from lockdb import journal, permits
 from lockdb.database import LockDB
 from lockdb.errors import NotFound, NotNow
 from lockdb.holds import forget_disks_if_free
-from lockdb.values import NewHold
+from lockdb.values import NewHold, Permit
 
 #: The source of what is placed here, which no other may call itself.
 LOCAL: Final = "local"
@@ -133,6 +133,16 @@ class Ending:
 
 
 @dataclass(frozen=True)
+class Revoking:
+    """End a permit before its time."""
+
+    permit_id: str
+    instance: str
+    by: str
+    evidence: str
+
+
+@dataclass(frozen=True)
 class Steps:
     """All that one reading changes."""
 
@@ -143,6 +153,8 @@ class Steps:
     #: Endings that are not carried out, but wait; and ids of holds whose ending waits no more.
     wait: Sequence[Ending] = ()
     withdraw: Sequence[str] = ()
+    grant: Sequence[Permit] = ()
+    revoke: Sequence[Revoking] = ()
 
 
 def stored(lock_db: LockDB, name: str) -> State:
@@ -238,6 +250,10 @@ def carry_out(db: Database, after: State, steps: Steps, *, now: int) -> list[str
             "REPLACE INTO waiting VALUES (?, ?, ?, ?, ?)",
             [[one.hold_id, name, one.evidence, _change_text(one), now] for one in steps.wait],
         )
+        for permit in steps.grant:
+            permits.write(db, chain, permit, source=name)
+        for revoking in steps.revoke:
+            _revoke(db, chain, name, revoking, now)
         if steps.wait:
             (count,) = db.execute(
                 "SELECT count(*) FROM waiting WHERE source = ?", [name]
@@ -319,6 +335,19 @@ def _end(db: Database, chain: journal.Chain, name: str, ending: Ending, now: int
         "released", id=ending.hold_id, instance=ending.instance, by=by, reason=ending.evidence
     )
     forget_disks_if_free(db, ending.instance)
+
+
+def _revoke(db: Database, chain: journal.Chain, name: str, revoking: Revoking, now: int) -> None:
+    revoked = {"revoked_at": now, "revoked_by": revoking.by}
+    db.table("permit").update(revoking.permit_id, revoked)
+    chain.append(
+        "permit_revoked",
+        id=revoking.permit_id,
+        instance=revoking.instance,
+        by=revoking.by,
+        reason=revoking.evidence,
+        source=name,
+    )
 
 
 def _note(db: Database, chain: journal.Chain, after: State) -> None:

@@ -20,6 +20,8 @@ NOTICE_MAX = 200
 CASE_MAX = 200
 ACTOR_MAX = 200
 GRACE_MAX = 24 * 3600
+#: Seconds. A permit is an exception: what must last longer is a release.
+PERMIT_MAX = 7 * 86400
 #: 9999-12-31T23:59:59Z: the last second that can be printed.
 UNTIL_MAX = 253402300799
 

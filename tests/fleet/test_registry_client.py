@@ -16,6 +16,9 @@ from bootlockd.config import Fleet
 from bootlockd.fleet import wire
 from bootlockd.fleet.client import PAGE, Client, Stream
 from bootlockd.fleet.errors import Compacted, EtcdError, Forbidden, NoMember, TooLong
+from bootlockd.fleet.facts import Facts
+from bootlockd.fleet.follower import Follower
+from bootlockd.fleet.history import Standing
 from bootlockd.fleet.keys import Keys
 from bootlockd.fleet.lease import Lease, Office
 from bootlockd.fleet.registry import Registry
@@ -262,13 +265,26 @@ def test_etcd_with_certificates_passwords_and_roles_as_documented(tmp_path: Path
         host = Client(settings)
         placed = Registry(admin, keys).place(ORDER, now=1)
         assert Registry(host, keys).holds() == [placed]
+        assert list(host.pages(*keys.permits))
         host.write(keys.host("h1"), b"{}", mod=0)
         Lease(host, keys.alive("h1"), ttl=5).hold()
         assert not _first(host.watch([keys.holds, (keys.host("h1"), b"")], 1, silence=5)).problem
-        for forbidden in (keys.hold("a" * 16), keys.host("h2"), keys.host("h10"), b"other"):
+        for forbidden in (
+            keys.hold("a" * 16),
+            keys.permit("a" * 16),
+            keys.host("h2"),
+            keys.host("h10"),
+            b"other",
+        ):
             with pytest.raises(Forbidden, match="permission denied"):
                 host.write(forbidden, b"{}", mod=0)
         assert "ermission" in _first(host.watch([(b"a", b"z")], 1, silence=5)).problem
+        # Not to be let read permits costs the permits, and no hold.
+        cluster.ctl("role", "revoke-permission", "host-h1", "bootlock/permits/", "--prefix=true")
+        facts = Facts(tmp_path / "none.db", "h1", 2)
+        reading = Follower(host, keys, "h1", facts, Standing(), set()).look()
+        assert [one.ref for one in reading.observations] == [placed.id]
+        assert "permits can't be read" in reading.faults[0]
         # A token that etcd has forgotten is renewed; a wrong one is not asked for for ever.
         host._token = "forgotten.1"
         assert Registry(host, keys).holds() == [placed]

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import click
 
-from bootlock import daemon, output
+from bootlock import daemon, fleet, output
 from bootlock.actor import actor
 from bootlock.app import App, complete_instance, json_option, pass_app, reason_option
 from bootlock.exits import Exit
 from bootlockd.errors import Unreachable
 from lockdb import holds, permits
 from lockdb.errors import InvalidValue
-from lockdb.values import Operation, Permit
+from lockdb.values import PERMIT_MAX, Operation, Permit
 from lockdb.when import iso, parse_until
-
-#: Seconds. A permit is an exception: what must last longer is a release.
-LONGEST = 7 * 86400
 
 
 @click.command()
@@ -23,6 +20,7 @@ LONGEST = 7 * 86400
 @click.option("--op", "operation", type=click.Choice([op.value for op in Operation]))
 @click.option("--for", "duration", metavar="WHEN", help="How long: 30m, 2h, or an ISO time.")
 @click.option("--revoke", metavar="PERMIT", help="End this permit now instead: its id.")
+@click.option("--fleet", "in_fleet", is_flag=True, help="On all hosts, through the registry.")
 @reason_option
 @json_option
 @pass_app
@@ -32,6 +30,7 @@ def permit(
     operation: str | None,
     duration: str | None,
     revoke: str | None,
+    in_fleet: bool,
     reason: str,
     as_json: bool,
 ) -> int:
@@ -39,6 +38,9 @@ def permit(
 
     It goes through whatever holds the instance, is recorded, and ends by itself, after 7 days at
     the latest. "migrate" lets an arriving migration in, with the start that it ends in.
+
+    With --fleet it is written to the registry, from where all hosts take it within a second; it
+    does not wait for them.
 
     \b
     Example:
@@ -49,13 +51,18 @@ def permit(
     if revoke:
         if instance or operation or duration:
             raise click.UsageError("--revoke takes no INSTANCE, --op or --for")
+        if in_fleet:
+            return fleet.revoke(app, revoke, reason=reason, as_json=as_json)
         with app.write() as lock_db:
             granted = permits.revoke(lock_db, revoke, reason=reason, by=actor(), now=now)
     elif instance and operation and duration:
         until = parse_until("--for", duration, now)
-        if until > now + LONGEST:
+        if until > now + PERMIT_MAX:
             raise InvalidValue("--for", "a permit lasts 7 days at most", "release the hold instead")
         uuid = app.resolve(instance)
+        if in_fleet:
+            op = Operation(operation)
+            return fleet.permit(app, uuid, op, until=until, reason=reason, as_json=as_json)
         with app.write() as lock_db:
             granted = permits.grant(
                 lock_db,

@@ -205,6 +205,11 @@ def _lines(result: Result) -> Iterator[str]:
         yield f"changed {changing.hold_id} on {changing.instance}: {what}"
     for ending in (*steps.end, *result.accepted):
         yield f"released {ending.hold_id} on {ending.instance}: {ending.evidence}"
+    for permit in steps.grant:
+        end = output.moment(permit.until)
+        yield f"permitted {permit.operation} of {permit.instance} until {end} ({permit.id})"
+    for revoking in steps.revoke:
+        yield f"revoked permit {revoking.permit_id} on {revoking.instance}: {revoking.evidence}"
     yield from _waiting_lines(result.plan)
     for ref in after.vanished.first:
         yield f"kept {ref}: not shown any more, and nobody said that it is released"
@@ -245,6 +250,11 @@ def _as_dict(result: Result) -> dict[str, Any]:
             for one in steps.change
         ],
         "released": [_ending(one) for one in (*steps.end, *result.accepted)],
+        "permitted": [permit.as_dict() for permit in steps.grant],
+        "revoked": [
+            {"permit": one.permit_id, "instance": one.instance, "evidence": one.evidence}
+            for one in steps.revoke
+        ],
         "waiting": [_ending(one) for one in waiting],
         "token": sources.token_of(waiting) if waiting else None,
         "vanished": {"count": after.vanished.count, "first": list(after.vanished.first)},

@@ -100,12 +100,14 @@ class Client:
         items = wire.page_of(self.ask("/v3/kv/range", question)).items
         return items[0].mod if items else 0
 
-    def pages(self, key: bytes, end: bytes) -> Iterator[Page]:
-        """The whole range at the revision of the first page. Raises EtcdError; Compacted: again.
+    def pages(self, key: bytes, end: bytes, *, revision: int = 0) -> Iterator[Page]:
+        """The whole range at ``revision``, or that of the first page.
+
+        Raises EtcdError; Compacted: begin again.
 
         A page that is too long is asked for in smaller ones.
         """
-        limit, revision = PAGE, 0
+        limit = PAGE
         while True:
             try:
                 page = self.page(key, end, limit=limit, revision=revision)

@@ -12,6 +12,9 @@ Rules kept here:
   present revision.
 - A watch is alive if this host's own key, which it writes every few seconds, comes back on it. A
   member that hangs, or that lost its majority, says nothing or goes on as if all was well.
+- Permits come on a watch of their own. What is applied is told by the holds' alone: one watch may
+  be ahead of another. A permit that can't be read, or that a registry under suspicion has, grants
+  nothing; one that is deleted ends by itself.
 - Any doubt (an error, a silence, a line that can't be read) ends in reading everything again. What
   may be another registry altogether is ``history``.
 """
@@ -24,25 +27,26 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from bootlockd.fleet import records
 from bootlockd.fleet.beat import Audited, Beaten, Beater, BeatFailed, OwnKey
 from bootlockd.fleet.client import Client, Stream
-from bootlockd.fleet.errors import Compacted, EtcdError
+from bootlockd.fleet.errors import Compacted, EtcdError, Forbidden
 from bootlockd.fleet.facts import Facts, Followed
 from bootlockd.fleet.history import Broken, Standing, Suspicion
 from bootlockd.fleet.keys import Keys
+from bootlockd.fleet.permissions import Permissions
 from bootlockd.fleet.records import BadRecord
 from bootlockd.fleet.wire import Event, Frame, KeyValue
 from bootlockd.sources.base import Observation, Reading, Said
 
 log = logging.getLogger(__name__)
 
-#: Of the two watches in one stream.
-_HOLDS, _OWN = 0, 1
+#: Of the watches in one stream.
+_HOLDS, _OWN, _PERMITS = 0, 1, 2
 #: Frames that wait for the database before etcd has to wait.
 _AHEAD = 256
 #: Keys whose events are written to the database at once.
@@ -71,6 +75,7 @@ class Rows:
 
     def __init__(self, keys: Keys, standing: Standing, held: set[str]) -> None:
         self._keys = keys
+        self.permissions = Permissions(keys)
         self.standing = standing
         #: Those that this host holds, as far as has been said here.
         self.held = held
@@ -91,16 +96,20 @@ class Rows:
         suspicion = self.standing.suspicion
         if not suspicion:
             return ()
-        return (f"{suspicion.why}: nothing is released until 'bootlock fleet accept' on this host",)
+        return (
+            f"{suspicion.why}: nothing is released or permitted until 'bootlock fleet accept' on"
+            " this host",
+        )
 
     @property
     def trouble(self) -> list[str]:
         """All that is wrong, some of it by name."""
         lines = [f"hold {ref}: {problem}" for ref, problem in self.problems.items()]
+        lines += self.permissions.faults
         more = [f"and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
         return [*self.faults, *lines[:_NAMED], *more]
 
-    def whole(self, items: list[KeyValue], revision: int) -> Reading:
+    def whole(self, items: list[KeyValue], permits: Sequence[KeyValue], revision: int) -> Reading:
         """Everything, as of ``revision``. Raises Broken."""
         self.problems, self.is_cleared = {}, False
         known, self._mods = self._mods, {}
@@ -109,10 +118,12 @@ class Rows:
                 raise Broken(f"the registry has an older state of {item.key!r:.80}")
         said = tuple(self._observed(item) for item in items)
         self.standing = self.standing.applied(revision)
-        return Reading(said, whole=True, revision=self.standing.text, faults=self.faults)
+        self.permissions.forget()
+        reading = Reading(said, whole=True, revision=self.standing.text, faults=self.faults)
+        return self._with_permits(reading, permits)
 
-    def changes(self, events: list[Event]) -> Reading:
-        """What came on the watch; the last of each key counts."""
+    def changes(self, events: list[Event], permits: Sequence[Event] = ()) -> Reading:
+        """What came on the watches; the last of each key counts."""
         latest = {event.item.key: event for event in events}
         said = [
             self._gone(e.item) if e.deleted else self._observed(e.item) for e in latest.values()
@@ -120,7 +131,21 @@ class Rows:
         revision = max((event.item.mod for event in events), default=0)
         self.standing = self.standing.applied(revision)
         observations = tuple(each for each in said if each)
-        return Reading(observations, whole=False, revision=self.standing.text)
+        reading = Reading(observations, whole=False, revision=self.standing.text)
+        written = {event.item.key: event for event in permits}
+        self.permissions.gone(event.item for event in written.values() if event.deleted)
+        items = [event.item for event in written.values() if not event.deleted]
+        return self._with_permits(reading, items)
+
+    def _with_permits(self, reading: Reading, items: Iterable[KeyValue]) -> Reading:
+        granted, revoked = self.permissions.read(items)
+        self.is_cleared = self.is_cleared or self.permissions.is_cleared
+        return replace(
+            reading,
+            permits=() if self.standing.suspicion else granted,
+            revocations=revoked,
+            faults=(*reading.faults, *self.permissions.faults),
+        )
 
     def _observed(self, item: KeyValue) -> Observation:
         ref = self._keys.name_of(item.key)
@@ -175,6 +200,7 @@ class Follower:
         self._own = OwnKey(client, keys, name)
         self._rows = Rows(keys, standing, held)
         self._count = 0
+        self._permits_seen = 0
         self._doubt = ""
         #: Seconds in which what was written must come back on the watch.
         self._lag = 2.0 * self._settings.timeout
@@ -227,6 +253,9 @@ class Follower:
         start = self._rows.standing.revision
         own = self._keys.host(self._name)
         ranges = [self._keys.holds, (own, b"")]
+        if not self._rows.permissions.refused:
+            ranges.append(self._keys.permits)
+        self._permits_seen = start
         inbox: queue.Queue[object] = queue.Queue()
         room = threading.Semaphore(_AHEAD)
         stream = self._client.watch(ranges, start, silence=self._silence)
@@ -266,9 +295,23 @@ class Follower:
                     items += page.items
                 if len(items) != count:
                     raise EtcdError(f"the registry has {count} holds and gave {len(items)}")
+                permits = self._permits(revision)
                 self._count = count
-                return self._rows.whole(items, revision)
+                return self._rows.whole(items, permits, revision)
         raise EtcdError("the registry is compacted faster than it can be read")
+
+    def _permits(self, revision: int) -> list[KeyValue]:
+        """All permits at ``revision``. Not to be let read them is no reason to lose the holds."""
+        items: list[KeyValue] = []
+        self._rows.permissions.refused = ""
+        try:
+            for page in self._client.pages(*self._keys.permits, revision=revision):
+                self._rows.standing = self._rows.standing.seen(page.header)
+                items += page.items
+        except Forbidden as error:
+            self._rows.permissions.refused = f"permits can't be read: {error}"
+            return []
+        return items
 
     def _watched(
         self,
@@ -281,18 +324,21 @@ class Follower:
         proof = 0.0
         while not stop.is_set():
             events: list[Event] = []
+            permits: list[Event] = []
             is_news = False
             for message in _several(inbox):
                 if isinstance(message, Frame):
                     room.release()
-                    events += self._events(message, liveness)
+                    (permits if message.watch == _PERMITS else events).extend(
+                        self._events(message, liveness)
+                    )
                 else:
                     is_news = self._heard(message, liveness) or is_news
-                if len(events) > _BATCH:
+                if len(events) + len(permits) > _BATCH:
                     break
             # The database is written to for a change, and now and then to say that all is well.
-            if events or (is_news and time.monotonic() > proof):
-                yield self._rows.changes(events)
+            if events or permits or (is_news and time.monotonic() > proof):
+                yield self._rows.changes(events, permits)
                 self._note_applied()
                 proof = time.monotonic() + self._settings.heartbeat / 2
             if inbox.empty():
@@ -305,7 +351,7 @@ class Follower:
                 raise _Again
 
     def _events(self, frame: Frame, liveness: _Liveness) -> list[Event]:
-        """The new events of holds in one frame."""
+        """The new events of holds, or of permits, in one frame."""
         standing = self._rows.standing
         standing.check_cluster(frame.header)
         if frame.problem:
@@ -315,6 +361,8 @@ class Follower:
         if frame.watch == _OWN:
             liveness.came_back(max((event.item.mod for event in frame.events), default=0))
             return []
+        if frame.watch == _PERMITS:
+            return [event for event in frame.events if event.item.mod > self._permits_seen]
         return [event for event in frame.events if event.item.mod > standing.revision]
 
     def _heard(self, message: object, liveness: _Liveness) -> bool:

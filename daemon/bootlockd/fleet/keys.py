@@ -1,6 +1,7 @@
 """The names of the keys, below a prefix of the site's own.
 
 bootlock/holds/3f9c2a…   what is held or released, by the hold's id
+bootlock/permits/81d0…   what lets starts through, by the permit's id
 bootlock/hosts/NAME      what a host says of itself
 bootlock/alive/NAME      there for as long as it keeps saying so
 bootlock/leads/NAME      who does what only one may do
@@ -27,6 +28,10 @@ class Keys:
         """Of one hold."""
         return f"{self.prefix}holds/{hold_id}".encode()
 
+    def permit(self, permit_id: str) -> bytes:
+        """Of one permit."""
+        return f"{self.prefix}permits/{permit_id}".encode()
+
     def host(self, name: str) -> bytes:
         """Of one host."""
         return f"{self.prefix}hosts/{name}".encode()
@@ -43,6 +48,11 @@ class Keys:
     def holds(self) -> tuple[bytes, bytes]:
         """The range of all holds."""
         return _range(self.hold(""))
+
+    @property
+    def permits(self) -> tuple[bytes, bytes]:
+        """The range of all permits."""
+        return _range(self.permit(""))
 
     @property
     def hosts(self) -> tuple[bytes, bytes]:
@@ -66,7 +76,7 @@ def host_name(settings: Fleet) -> str:
 
 
 def is_hold_id(text: str) -> bool:
-    """Whether a hold can be called so."""
+    """Whether a hold, or a permit, can be called so."""
     return _ID.fullmatch(text) is not None
 
 

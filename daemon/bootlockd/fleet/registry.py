@@ -17,11 +17,11 @@ from bootlockd.fleet.client import Client
 from bootlockd.fleet.errors import Compacted, EtcdError
 from bootlockd.fleet.hosts import Report
 from bootlockd.fleet.keys import Keys, is_hold_id
-from bootlockd.fleet.records import BadRecord, FutureRecord, Record, Release
+from bootlockd.fleet.records import BadRecord, FutureRecord, PermitRecord, Record, Release
 from bootlockd.fleet.wire import Header, KeyValue
 from bootlockd.sources.base import Order
 from lockdb.errors import AlreadyEnded, AmbiguousPrefix, InvalidValue, NotFound
-from lockdb.values import ACTOR_MAX, REASON_MAX, Hold, required_line
+from lockdb.values import ACTOR_MAX, REASON_MAX, Hold, Permit, required_line
 from lockdb.when import iso
 
 #: How often a release is tried that others got in between of.
@@ -70,11 +70,7 @@ class Registry:
 
     def release(self, hold_id: str, *, reason: str, by: str, now: int) -> Entry:
         """End the hold with exactly this id. Raises InvalidValue, NotFound or AlreadyEnded."""
-        end = Release(
-            required_line("released_by", by, ACTOR_MAX),
-            now,
-            required_line("reason", reason, REASON_MAX),
-        )
+        end = _release(reason=reason, by=by, now=now)
         key = self._keys.hold(hold_id)
         _, there = self._client.get(key)
         tried = False
@@ -105,6 +101,54 @@ class Registry:
         _, written, _ = self._client.write(key, records.encoded(record), mod=0)
         return written
 
+    # -- permits ------------------------------------------------------------------------------
+
+    def grant(self, permit: Permit) -> PermitRecord:
+        """Let it through on all hosts. Its id must be new."""
+        record = PermitRecord(permit.id, permit)
+        # What is there already was written by this question, when there was no answer.
+        self._client.write(self._keys.permit(permit.id), records.encoded_permit(record), mod=0)
+        return record
+
+    def revoke(self, prefix: str, *, reason: str, by: str, now: int) -> PermitRecord:
+        """End the one permit whose id begins so, before its time.
+
+        Raises InvalidValue, NotFound, AmbiguousPrefix or AlreadyEnded.
+        """
+        end = _release(reason=reason, by=by, now=now)
+        there = self._found("permit", self._keys.permits, prefix)
+        permit_id = self._keys.name_of(there.key)
+        for _ in range(_TRIES):
+            record = self._permit(permit_id, there.value)
+            if record.revoked == end:
+                return record
+            if record.revoked or (record.permit and record.permit.until <= now):
+                raise AlreadyEnded(f"permit {permit_id} has ended in the registry")
+            revoked = replace(record, revoked=end)
+            value = records.encoded_permit(revoked)
+            _, written, other = self._client.write(there.key, value, mod=there.mod)
+            if written:
+                return revoked
+            if other is None:
+                raise NotFound(f"no permit {permit_id} in the registry any more")
+            there = other
+        raise EtcdError(f"permit {permit_id} is written to by others all the time", "try again")
+
+    def _permit(self, permit_id: str, value: bytes) -> PermitRecord:
+        """What stands there. One that nobody can read may be revoked, but not a newer one."""
+        try:
+            return records.decoded_permit(permit_id, value)
+        except FutureRecord as error:
+            raise InvalidValue(permit_id, str(error)) from error
+        except BadRecord as error:
+            if not is_hold_id(permit_id):
+                raise NotFound(
+                    f"{permit_id!r} is no id of a permit", "remove it with etcdctl"
+                ) from error
+            return PermitRecord(permit_id, None)
+
+    # -- more of holds ------------------------------------------------------------------------
+
     def holds(self) -> list[Entry]:
         """All that are held or were released, by id."""
         return [self._entry(item) for item in self._all(self._keys.holds)[1]]
@@ -115,17 +159,20 @@ class Registry:
 
     def find(self, prefix: str) -> Entry:
         """The one hold whose id begins so. Raises NotFound or AmbiguousPrefix."""
+        return self._entry(self._found("hold", self._keys.holds, prefix))
+
+    def _found(self, what: str, span: tuple[bytes, bytes], prefix: str) -> KeyValue:
         prefix = prefix.strip().lower()
-        first, _ = self._keys.holds
+        hint = _HINTS[what]
         if not prefix or set(prefix) - set("0123456789abcdef"):
-            raise NotFound(f"no hold {prefix!r:.80} in the registry", _HINT)
-        begin = first + prefix.encode()
+            raise NotFound(f"no {what} {prefix!r:.80} in the registry", hint)
+        begin = span[0] + prefix.encode()
         page = self._client.page(begin, begin + b"g", limit=3)
         if not page.items:
-            raise NotFound(f"no hold {prefix!r:.80} in the registry", _HINT)
+            raise NotFound(f"no {what} {prefix!r:.80} in the registry", hint)
         if len(page.items) > 1:
-            raise AmbiguousPrefix(f"hold {prefix!r} is ambiguous", "write more of the id")
-        return self._entry(page.items[0])
+            raise AmbiguousPrefix(f"{what} {prefix!r} is ambiguous", "write more of the id")
+        return page.items[0]
 
     # -- hosts --------------------------------------------------------------------------------
 
@@ -177,6 +224,12 @@ class Registry:
 
 
 _HINT = "see 'bootlock list --fleet --all'"
+_HINTS = {"hold": _HINT, "permit": "'bootlock show INSTANCE' on any host names its permits"}
+
+
+def _release(*, reason: str, by: str, now: int) -> Release:
+    by, reason = required_line("by", by, ACTOR_MAX), required_line("reason", reason, REASON_MAX)
+    return Release(by, now, reason)
 
 
 def record_of(hold: Hold) -> Record:

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from bootlockd.errors import BootlockdError
-from lockdb.values import Kind, OnRunning
+from lockdb.values import Kind, OnRunning, Permit
 
 
 class SourceError(BootlockdError):
@@ -76,6 +76,15 @@ class Observation:
 
 
 @dataclass(frozen=True)
+class Revocation:
+    """A permit of the source's was ended before its time: by whom, and what says so."""
+
+    permit_id: str
+    by: str
+    evidence: str
+
+
+@dataclass(frozen=True)
 class Reading:
     """What was seen in one look.
 
@@ -83,12 +92,16 @@ class Reading:
     vanished: it stays, and the source is marked. Otherwise these are changes, or one part.
     ``revision``: up to where this reading is complete, opaque to all but the source itself.
     ``faults``: what kept it from seeing more, one line each.
+    ``permits``, ``revocations``: what lets starts through, each under its id on every host. They
+    end by themselves, so that one that is missing says nothing.
     """
 
     observations: tuple[Observation, ...]
     whole: bool
     revision: str = ""
     faults: tuple[str, ...] = ()
+    permits: tuple[Permit, ...] = ()
+    revocations: tuple[Revocation, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ The rules:
 - What is HELD and not known is placed; what is HELD otherwise than stored is changed, not placed
   again. A ref that now names another instance holds both: nobody said that the first is free.
 - A hold that was given its id by the source is never placed twice: once ended here, it stays so.
+- A permit is granted once, as it was said first, and never longer; one that was revoked stays so.
 - More endings at once than ``Limits`` allow end nothing: all of them wait for an admin, and what
   would end after them waits too, until it is accepted or taken back.
 
@@ -25,12 +26,28 @@ from pathlib import Path
 from typing import Any
 
 from bootlockd.errors import BootlockdError
-from bootlockd.sources.base import Known, Observation, Order, Reading, Said, printable_line
-from lockdb import holds, journal, sources
+from bootlockd.sources.base import (
+    Known,
+    Observation,
+    Order,
+    Reading,
+    Revocation,
+    Said,
+    printable_line,
+)
+from lockdb import holds, journal, permits, sources
 from lockdb.database import LockDB, open_db
 from lockdb.errors import InvalidValue
-from lockdb.sources import Changing, Ending, Marks, Placing, Row, State, Steps
-from lockdb.values import DEFAULT_NOTICE, REASON_MAX, Kind, NewHold, OnRunning, required_line
+from lockdb.sources import Changing, Ending, Marks, Placing, Revoking, Row, State, Steps
+from lockdb.values import (
+    DEFAULT_NOTICE,
+    REASON_MAX,
+    Kind,
+    NewHold,
+    OnRunning,
+    Permit,
+    required_line,
+)
 
 #: A source's own name of a hold: at most so long.
 REF_MAX = 500
@@ -153,6 +170,7 @@ def _plan_of(
             limits=limits,
             now=now,
             is_taken=lambda hold_id: holds.exists(lock_db, hold_id),
+            permit_of=lambda permit_id: permits.stored(lock_db, permit_id),
             active=lambda most: sources.active(db, name, now=now, most=most),
         )
 
@@ -167,6 +185,7 @@ def plan(
     now: int,
     is_taken: Callable[[str], bool] = lambda _hold_id: False,
     active: Callable[[int | None], int] = lambda _most: 0,
+    permit_of: Callable[[str], Permit | None] = lambda _permit_id: None,
 ) -> Plan:
     """The steps from what is stored to what was said.
 
@@ -174,6 +193,7 @@ def plan(
     what one change costs does not depend on how many holds there are. Each is looked at once and
     none is kept. ``is_taken``: whether a hold with that id is or ever was there. ``active``: how
     many of the source's holds are active, counted up to so many; of a whole reading not asked.
+    ``permit_of``: the permit that is stored with an id.
     """
     waits = {ending.hold_id: ending for ending in waiting}
     findings = _Findings(state.name, now, waits, reading.faults)
@@ -186,6 +206,10 @@ def plan(
     # Of two that claim the same id, it is the same one that gets it, whatever their order.
     for ref in sorted(said):
         findings.add(said[ref], is_taken)
+    for permit in reading.permits:
+        findings.permit(permit, permit_of(permit.id))
+    for revocation in reading.revocations:
+        findings.revocation(revocation, permit_of(revocation.permit_id))
     count = (lambda _most: findings.active) if reading.whole else active
     return findings.plan(state, reading, limits, count)
 
@@ -209,6 +233,8 @@ class _Findings:
     still: set[str] = field(default_factory=set)
     vanished: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    grant: list[Permit] = field(default_factory=list)
+    revoke: list[Revoking] = field(default_factory=list)
     active: int = 0
     unchanged: int = 0
 
@@ -267,6 +293,21 @@ class _Findings:
         elif new.until is None or new.until > self.now:
             self.place.append(Placing(ref, new, hold_id))
             self.ids.add(hold_id)
+
+    def permit(self, permit: Permit, stored: Permit | None) -> None:
+        """One that was granted, and what is stored with its id."""
+        if permit.until <= self.now:
+            return
+        if stored is None:
+            self.grant.append(permit)
+        elif replace(stored, revoked_at=None, revoked_by=None) != permit:
+            self._fault(f"permit {permit.id}", "it is another here, and stays as it was granted")
+
+    def revocation(self, revocation: Revocation, stored: Permit | None) -> None:
+        """One that was ended, and what is stored with its id."""
+        if stored and stored.revoked_at is None and stored.until > self.now:
+            by, evidence = revocation.by, printable_line(revocation.evidence, REASON_MAX)
+            self.revoke.append(Revoking(stored.id, stored.instance, by, evidence))
 
     def _as_stored(self, order: Order) -> tuple[Any, ...]:
         """The fields of a hold in good form, as ``new_hold`` would make them, only faster."""
@@ -368,6 +409,8 @@ class _Findings:
             end=sorted([*self.expired, *released], key=lambda one: one.hold_id),
             wait=[one for one in all_waiting.values() if self.waiting.get(one.hold_id) != one],
             withdraw=sorted(self.waiting.keys() - all_waiting.keys()),
+            grant=sorted(self.grant, key=lambda one: one.id),
+            revoke=sorted(self.revoke, key=lambda one: one.permit_id),
         )
         after = self._state(state, reading, tuple(ended))
         waiting = sorted(all_waiting.values(), key=lambda one: one.hold_id)

@@ -240,6 +240,11 @@ def _log(name: str, plan: Plan) -> None:
         f"released hold={one.hold_id} instance={one.instance}: {one.evidence}"
         for one in steps.end[:LOGGED]
     ]
+    lines += [
+        f"permitted {one.operation} permit={one.id} instance={one.instance} by={one.granted_by}"
+        for one in steps.grant[:LOGGED]
+    ]
+    lines += [f"revoked permit={one.permit_id} by={one.by}" for one in steps.revoke[:LOGGED]]
     for line in lines:
         log.info("source=%s %s", name, line)
     counts = len(steps.place), len(steps.change), len(steps.end)
