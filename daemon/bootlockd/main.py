@@ -51,30 +51,45 @@ class Runs(Protocol):
     help="The settings.",
 )
 @click.option("--sync", is_flag=True, help="Keep the holds of the configured sources instead.")
+@click.option("--relay", is_flag=True, help="Write Nova's locks into the fleet's registry instead.")
 @click.option("--check-config", is_flag=True, help="Read the settings, say what is wrong, and end.")
 @click.version_option(__version__, message="bootlockd %(version)s")
-def cli(path: Path, sync: bool, check_config: bool) -> None:
+def cli(path: Path, sync: bool, relay: bool, check_config: bool) -> None:
     """Make the holds on this host true for instances that already run.
 
-    Run by systemd: bootlockd.service, and bootlock-sync.service with --sync. SIGHUP reads the
-    settings again, SIGTERM ends it; what is enforced stays enforced.
+    Run by systemd: bootlockd.service, bootlock-sync.service with --sync, bootlock-relay.service
+    with --relay. SIGHUP reads the settings again, SIGTERM ends it; what is enforced stays enforced.
     """
     # journald adds the time, and reads the level from the prefix (sd-daemon(3)).
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     sys.setswitchinterval(SWITCH)
+    if sync and relay:
+        raise click.UsageError("--sync and --relay are two processes")
     config = load(path)
     if check_config:
         click.echo(f"{path}: no fault")
         return
     realtime.keep()
+    make: Callable[[Config], Runs] = Service
+    if sync:
+        make = _sync_service
+    elif relay:
+        make = _relay_service
     ending = threading.Event()
     while not ending.is_set():
-        config = _run(path, config, ending, _sync_service if sync else Service)
+        config = _run(path, config, ending, make)
     notify("STOPPING=1")
 
 
 def _sync_service(config: Config) -> Runs:
     return SyncService(config, sources(config))
+
+
+def _relay_service(config: Config) -> Runs:
+    # Here: nothing else of ours needs what speaks to a network.
+    from bootlockd.relayservice import relay_service  # noqa: PLC0415
+
+    return relay_service(config)
 
 
 def _run(

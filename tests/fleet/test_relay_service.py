@@ -1,0 +1,228 @@
+"""Relays as processes, on a real registry: one writes, and another does when it can't."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bootlockd.config import Config, Fleet, Nova, Sources
+from bootlockd.errors import ConfigError
+from bootlockd.fleet.client import Client
+from bootlockd.fleet.keys import Keys
+from bootlockd.fleet.registry import Entry, Registry, in_force
+from bootlockd.relay import PLACED_BY
+from bootlockd.relayservice import OFFICE, relay_service
+from etcdcluster import Cluster
+from manager import Manager
+from privatehost import PATIENCE, wait_until
+
+PROCESS = Path(__file__).with_name("relayprocess.py")
+#: Seconds.
+LEASE = 3
+
+
+def uuid(number: int) -> str:
+    return f"{number:08x}-1111-4222-8333-555555555555"
+
+
+class RelayProcess:
+    """One relay, and what its Nova says."""
+
+    def __init__(self, name: str, cluster: Cluster, keys: Keys, directory: Path) -> None:
+        self.name = name
+        self.manager = Manager(directory / f"{name}.sock")
+        self._nova = directory / f"{name}.nova"
+        self._log = directory / f"{name}.log"
+        self.says()
+        endpoints = ",".join(cluster.settings().endpoints)
+        words = [name, endpoints, keys.prefix, str(LEASE), str(self._nova)]
+        command = [sys.executable, str(PROCESS), *words]
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                command, stderr=log, env=os.environ | {"NOTIFY_SOCKET": str(self.manager.path)}
+            )
+
+    def says(self, **servers: str) -> None:
+        """``_10="held"``: of server 10, from now on."""
+        lines = [f"{uuid(int(number[1:]))} {said}\n" for number, said in servers.items()]
+        new = self._nova.with_suffix(".new")
+        new.write_text("".join(lines))
+        new.replace(self._nova)
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def leads(self) -> bool:
+        return [line for line in self.manager.lines() if line.startswith("STATUS=")][-1:] == [
+            "STATUS=leads"
+        ]
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE)
+        self.manager.close()
+
+
+Starter = Callable[[str], RelayProcess]
+
+
+@pytest.fixture
+def start(cluster: Cluster, keys: Keys, tmp_path: Path) -> Iterator[Starter]:
+    running: list[RelayProcess] = []
+
+    def started(name: str) -> RelayProcess:
+        running.append(RelayProcess(name, cluster, keys, tmp_path))
+        return running[-1]
+
+    yield started
+    for relay in running:
+        relay.end()
+
+
+def leader(start: Starter) -> RelayProcess:
+    relay = start("one")
+    wait_until(relay.leads, "it has the office")
+    return relay
+
+
+def both(start: Starter) -> tuple[RelayProcess, RelayProcess]:
+    one, two = leader(start), start("two")
+    wait_until(lambda: "STATUS=stands by" in two.manager.lines(), "the other stands by")
+    return one, two
+
+
+def held(registry: Registry) -> set[int]:
+    """The servers with a hold in force."""
+    return {
+        int(entry.record.order.instance[:8], 16)
+        for entry in registry.holds()
+        if entry.record and entry.record.order and in_force(entry, int(time.time()))
+    }
+
+
+def hold_of(number: int, registry: Registry) -> str:
+    """The id of a server's hold."""
+    records = [entry.record for entry in registry.holds() if entry.record]
+    return next(r.id for r in records if r.order and r.order.instance == uuid(number))
+
+
+def only(registry: Registry) -> Entry:
+    (entry,) = registry.holds()
+    return entry
+
+
+def test_a_lock_is_a_hold_an_absence_nothing_an_unlocking_a_release(
+    start: Starter, registry: Registry
+) -> None:
+    relay = leader(start)
+    relay.says(_10="held")
+    wait_until(lambda: held(registry) == {10}, "the lock is a hold")
+    placed = only(registry).record
+    assert placed
+    assert placed.order
+    assert placed.order.placed_by == PLACED_BY
+    relay.says(_11="held")
+    wait_until(lambda: 11 in held(registry), "a reading without the first was written")
+    assert held(registry) == {10, 11}
+    relay.says(_10="released", _11="held")
+    wait_until(lambda: held(registry) == {11}, "the unlocking is a release")
+    records = {entry.id: entry.record for entry in registry.holds()}
+    ended = records[placed.id]
+    assert ended
+    assert ended.released
+    assert ended.released.by == PLACED_BY
+    assert ended.released.reason == f"GET {uuid(10)}: locked: false"
+
+
+def test_of_two_one_writes_and_the_other_when_the_first_is_killed(
+    start: Starter, registry: Registry
+) -> None:
+    one, two = both(start)
+    two.says(_20="held")
+    one.says(_10="held")
+    wait_until(lambda: held(registry) == {10}, "the leader writes")
+    one.says(_11="held")
+    wait_until(lambda: held(registry) == {10, 11}, "the leader writes on")
+    assert not two.leads()
+    one.process.send_signal(signal.SIGKILL)
+    wait_until(lambda: held(registry) == {10, 11, 20}, "the other writes")
+
+
+def test_a_relay_that_ends_gives_the_office_to_the_other_and_its_holds_stay(
+    start: Starter, registry: Registry, client: Client, keys: Keys
+) -> None:
+    one, two = both(start)
+    one.says(_10="held")
+    wait_until(lambda: held(registry) == {10}, "the leader writes")
+    # The office is free before the lease is over: it is ended, not waited for.
+    two.process.send_signal(signal.SIGSTOP)
+    one.process.send_signal(signal.SIGTERM)
+    assert one.process.wait(PATIENCE) == 0
+    assert client.get(keys.lead(OFFICE))[1] is None
+    two.process.send_signal(signal.SIGCONT)
+    wait_until(two.leads, "the other has it")
+    assert held(registry) == {10}
+
+
+def test_an_ex_leader_that_was_cut_off_writes_nothing(start: Starter, registry: Registry) -> None:
+    one, two = both(start)
+    one.says(_10="held")
+    wait_until(lambda: held(registry) == {10}, "the leader writes")
+    one.process.send_signal(signal.SIGSTOP)
+    two.says(_20="held")
+    wait_until(lambda: held(registry) == {10, 20}, "the other took over")
+    one.says(_10="released", _30="held")
+    one.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: "the office is not ours" in one.log(), "it knows that it is none any more")
+    two.says(_20="held", _21="held")
+    wait_until(lambda: 21 in held(registry), "the other still writes")
+    assert held(registry) == {10, 20, 21}
+
+
+def test_more_releases_than_allowed_wait_for_an_admin_who_does_them_himself(
+    start: Starter, registry: Registry
+) -> None:
+    relay = leader(start)
+    relay.says(_10="held", _11="held", _12="held", _13="held")
+    wait_until(lambda: held(registry) == {10, 11, 12, 13}, "all are holds")
+    relay.says(_10="released", _11="released", _12="released", _13="held")
+    wait_until(lambda: "nothing is released: 3 of 4" in relay.log(), "the guard says so")
+    assert held(registry) == {10, 11, 12, 13}
+    by_hand = hold_of(10, registry)
+    registry.release(by_hand, reason="case closed", by="root", now=int(time.time()))
+    wait_until(lambda: held(registry) == {13}, "the rest is within the limits again")
+
+
+def test_without_a_registry_or_a_nova_it_says_what_is_missing() -> None:
+    whole = Config(
+        fleet=Fleet(endpoints=("http://127.0.0.1:1",)), sources=Sources(nova=Nova(cloud="site"))
+    )
+    for config in (Config(fleet=whole.fleet), Config(sources=whole.sources)):
+        with pytest.raises(ConfigError) as raised:
+            relay_service(config)
+        assert "docs/nova.md" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--relay"], "docs/nova.md"), (["--relay", "--sync"], "two processes")],
+)
+def test_the_program_ends_with_2_where_it_can_be_no_relay(
+    options: list[str], said: str, tmp_path: Path
+) -> None:
+    program, none = Path(sys.executable).with_name("bootlockd"), tmp_path / "none.toml"
+    done = subprocess.run(
+        [str(program), *options, "--config", str(none)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
