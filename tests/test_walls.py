@@ -88,3 +88,13 @@ def test_lockdb_is_written_with_the_standard_library_and_sqlite_utils_alone() ->
     roots = {name for _, name in _imports(PACKAGES["lockdb"])}
     assert roots - sys.stdlib_module_names == {"lockdb", "sqlite_utils"}
     assert roots & {"socket", "ssl", "http", "urllib", "asyncio", "subprocess"} == set()
+
+
+def test_a_command_that_asks_no_registry_loads_nothing_that_speaks_to_a_network() -> None:
+    assert find_spec("urllib3"), "it is installed, and could have been loaded"
+    script = "import sys, bootlock.main; print(*sys.modules)"
+    command = [sys.executable, "-I", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    roots = _roots(set(done.stdout.split()))
+    assert "bootlock" in roots
+    assert roots & {"urllib3", "requests", "pyroute2", "openstack"} == set()

@@ -18,7 +18,6 @@ from bootlock.exits import Exit
 from bootlockd.config import Fleet, load
 from bootlockd.errors import ConfigError
 from bootlockd.fleet import registry
-from bootlockd.fleet.client import Client
 from bootlockd.fleet.errors import EtcdError
 from bootlockd.fleet.keys import Keys, host_name
 from bootlockd.fleet.registry import Entry, Registry, Seen
@@ -37,6 +36,9 @@ _NAMED = 5
 @contextmanager
 def opened(app: App) -> Iterator[Registry]:
     """The registry that the settings name. Raises ConfigError or EtcdError."""
+    # Here: no other command needs what speaks to a network.
+    from bootlockd.fleet.client import Client  # noqa: PLC0415
+
     known = settings(app)
     client = Client(known)
     try:

@@ -11,9 +11,9 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from dataclasses import fields as fields_of
+from typing import TYPE_CHECKING
 
 from bootlockd.fleet import hosts, records
-from bootlockd.fleet.client import Client
 from bootlockd.fleet.errors import Compacted, EtcdError
 from bootlockd.fleet.hosts import Report
 from bootlockd.fleet.keys import Keys, is_hold_id
@@ -23,6 +23,10 @@ from bootlockd.sources.base import Order
 from lockdb.errors import AlreadyEnded, AmbiguousPrefix, InvalidValue, NotFound
 from lockdb.values import ACTOR_MAX, REASON_MAX, Hold, Permit, required_line
 from lockdb.when import iso
+
+if TYPE_CHECKING:
+    # What only names a registry's records loads nothing that speaks to a network.
+    from bootlockd.fleet.client import Client
 
 #: How often a release is tried that others got in between of.
 _TRIES = 10
