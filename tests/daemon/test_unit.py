@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
+import unitfile
 from bootlockd import realtime
 from bootlockd.config import Custody
 from bootlockd.fences import custody
 
-UNIT = Path(__file__).resolve().parents[2] / "systemd/bootlockd.service"
+UNIT = unitfile.SYSTEMD / "bootlockd.service"
 
 #: Of 10, as `systemd-analyze security` sees it; docs/security.md says what each open door is for.
 EXPOSURE = 2.5
@@ -22,45 +22,26 @@ LINKED = (custody.SAVE_DIRECTORY, Custody().directory)
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit with a program that exists here too."""
-    copy = tmp_path / UNIT.name
-    copy.write_text(UNIT.read_text("utf-8").replace("/usr/bin/bootlockd", "/bin/true"), "utf-8")
-    return copy
+    return unitfile.copied(UNIT, tmp_path)
 
 
 def settings() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name, value in re.findall(r"^(\w+)=(.*)$", UNIT.read_text("utf-8"), re.MULTILINE):
-        found.setdefault(name, []).append(value)
-    return found
+    return unitfile.settings(UNIT.read_text("utf-8"))
 
 
 def test_systemd_finds_no_fault_in_it(unit: Path) -> None:
-    done = subprocess.run(
-        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False
-    )
-    said = [line for line in done.stderr.splitlines() if UNIT.name in line]
-    assert said == []
-
-
-def is_exposed(unit: Path) -> bool:
-    """More than is allowed; asked of systemd itself."""
-    limit = f"--threshold={EXPOSURE * 10:.0f}"
-    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", limit, str(unit)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "Overall exposure level for bootlockd.service" in done.stdout, done.stderr
-    return done.returncode != 0
+    assert unitfile.faults(unit) == []
 
 
 def test_it_is_exposed_as_little_as_it_says(unit: Path) -> None:
-    assert not is_exposed(unit)
+    assert not unitfile.is_exposed(unit, EXPOSURE)
 
 
 @pytest.mark.parametrize("setting", ["CapabilityBoundingSet", "ProtectSystem", "SystemCallFilter"])
 def test_a_protection_that_goes_is_noticed(unit: Path, setting: str) -> None:
     kept = re.sub(rf"^{setting}=.*$", "", unit.read_text("utf-8"), flags=re.MULTILINE)
     unit.write_text(kept, "utf-8")
-    assert is_exposed(unit)
+    assert unitfile.is_exposed(unit, EXPOSURE)
 
 
 def test_each_privilege_that_it_has_is_explained() -> None:

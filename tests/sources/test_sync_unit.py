@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
-UNIT = Path(__file__).resolve().parents[2] / "systemd/bootlock-sync.service"
+import unitfile
+
+UNIT = unitfile.SYSTEMD / "bootlock-sync.service"
 
 #: Of 10, as `systemd-analyze security` sees it; the unit says what each open door is for.
 EXPOSURE = 1.6
@@ -16,40 +17,27 @@ EXPOSURE = 1.6
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit with a program that exists here too."""
-    copy = tmp_path / UNIT.name
-    copy.write_text(UNIT.read_text("utf-8").replace("/usr/bin/bootlockd", "/bin/true"), "utf-8")
-    return copy
+    return unitfile.copied(UNIT, tmp_path)
 
 
 def setting(name: str) -> str:
-    found = re.findall(rf"^{name}=(.*)$", UNIT.read_text("utf-8"), re.MULTILINE)
-    return " ".join(found) if found else "missing"
+    found = unitfile.settings(UNIT.read_text("utf-8")).get(name, ["missing"])
+    return " ".join(found)
 
 
 def test_systemd_finds_no_fault_in_it(unit: Path) -> None:
-    command = ["systemd-analyze", "verify", str(unit)]
-    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
-    assert [line for line in said.splitlines() if unit.name in line] == []
-
-
-def is_exposed(unit: Path) -> bool:
-    limit = f"--threshold={EXPOSURE * 10:.0f}"
-    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", limit, str(unit)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "Overall exposure level for bootlock-sync.service" in done.stdout, done.stderr
-    return done.returncode != 0
+    assert unitfile.faults(unit) == []
 
 
 def test_it_is_exposed_as_little_as_it_says(unit: Path) -> None:
-    assert not is_exposed(unit)
+    assert not unitfile.is_exposed(unit, EXPOSURE)
 
 
 @pytest.mark.parametrize("name", ["CapabilityBoundingSet", "ProtectSystem", "SystemCallFilter"])
 def test_a_protection_that_goes_is_noticed(unit: Path, name: str) -> None:
     text = re.sub(rf"^{name}=.*$", "", unit.read_text("utf-8"), flags=re.MULTILINE)
     unit.write_text(text, "utf-8")
-    assert is_exposed(unit)
+    assert unitfile.is_exposed(unit, EXPOSURE)
 
 
 def test_it_has_no_power_and_writes_the_database_alone() -> None:
