@@ -152,6 +152,9 @@ def test_wrong_usage_is_named(sync: Sync, arguments: list[str], code: int, said:
 
 
 def test_without_sources_there_is_nothing_to_do(cli: Cli, tmp_path: Path) -> None:
+    done = cli("--config", str(tmp_path / "none.toml"), "sync")
+    assert done.exit == 0
+    assert "none.toml" in done.err
     done = cli("sync", "--config", str(tmp_path / "none.toml"))
     assert (done.exit, done.out) == (0, "")
     assert "no source is configured" in done.err

@@ -14,7 +14,7 @@ from bootlock import output
 from bootlock.actor import actor
 from bootlock.app import App, json_option, pass_app
 from bootlock.exits import Exit
-from bootlockd.config import DEFAULT_CONFIG, load
+from bootlockd.config import load
 from bootlockd.sources.base import Source, SourceError
 from bootlockd.sources.reconcile import Limits, Overtaken, Plan, known, preview, reconcile
 from bootlockd.sources.registry import sources as configured
@@ -56,9 +56,7 @@ class Result:
     "--config",
     "path",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=DEFAULT_CONFIG,
-    show_default=True,
-    help="bootlockd's settings, which name the sources.",
+    help="The settings that name the sources, if not those of 'bootlock --config'.",
 )
 @json_option
 @pass_app
@@ -67,7 +65,7 @@ def sync(
     names: tuple[str, ...],
     dry_run: bool,
     accepted: str | None,
-    path: Path,
+    path: Path | None,
     as_json: bool,
 ) -> int:
     """Read the sources of holds once, now, and bring this host's holds in step.
@@ -81,6 +79,7 @@ def sync(
       bootlock sync --dry-run
       bootlock sync file --accept-release 3f9c2a11
     """
+    path = path or app.config
     config = load(path)
     chosen = _chosen(configured(config), names)
     if accepted is not None and (len(chosen) != 1 or dry_run):
