@@ -36,7 +36,6 @@ from benchmarks import unseen
 from bootlockd.control import ask
 from daemon_live import bootsectors, usage
 from daemon_live.runner import (
-    SETTINGS,
     Daemon,
     database,
     place,
@@ -46,6 +45,7 @@ from daemon_live.runner import (
     wait_enforced,
     wait_power,
 )
+from daemonhost import SETTINGS
 from lockdb.database import open_db
 from lockdb.values import Hold, OnRunning
 from privatehost import PrivateHost, wait_until

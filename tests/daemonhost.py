@@ -35,7 +35,9 @@ listen = ""
 action = "off"
 """
 
-_NOTE_PID = 'echo $$ >/run/bootlockd.pid; exec "$@"'
+#: Inside; a command that notes there who it is, and becomes the rest of its arguments.
+PID_FILE = "/run/bootlockd.pid"
+NOTE_PID = f'echo $$ >{PID_FILE}; exec "$@"'
 
 
 class Daemon:
@@ -73,8 +75,8 @@ class Daemon:
 
     def start(self, *, wait: bool = True) -> None:
         """Start it; ``wait`` for its first full look."""
-        command: list[str | Path] = ["sh", "-c", _NOTE_PID, "sh", PROGRAM]
-        noted = self.host.outside("/run/bootlockd.pid")
+        command: list[str | Path] = ["sh", "-c", NOTE_PID, "sh", PROGRAM]
+        noted = self.host.outside(PID_FILE)
         noted.unlink(missing_ok=True)
         with self.log_file.open("a", encoding="utf-8") as log:
             self._process = self.host.popen(command, stderr=log.fileno(), env=self._env)
@@ -99,7 +101,7 @@ class Daemon:
     @property
     def pid(self) -> int:
         """Its process id inside."""
-        return int(self.host.outside("/run/bootlockd.pid").read_text())
+        return int(self.host.outside(PID_FILE).read_text())
 
     def status(self) -> dict[str, Any]:
         (answer,) = ask(self.control, {"op": "status"}, PATIENCE)

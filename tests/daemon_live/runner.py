@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -20,6 +19,7 @@ import libvirt
 
 from bootlockd import control, hypervisor
 from bootlockd.errors import Unreachable
+from daemonhost import NOTE_PID, PID_FILE, PROGRAM, SETTINGS
 from live.guests import remove
 from lockdb import enforcements, holds
 from lockdb.database import LockDB, open_db
@@ -27,21 +27,7 @@ from lockdb.enforcements import Enforcement, State
 from lockdb.values import CANARY_PREFIX, Hold, NewHold, OnRunning
 from privatehost import PATIENCE, PrivateHost, domain_xml, wait_until
 
-SETTINGS = """
-[libvirt]
-uris = ["qemu:///system"]
-
-[metrics]
-listen = ""
-
-# The kernel tells of processes only outside of a private host.
-[process_watch]
-action = "off"
-"""
-
 _SOCKET = "/run/bootlock/control.sock"
-_PID_FILE = "/run/bootlockd.pid"
-_NOTE_PID = f'echo $$ >{_PID_FILE}; exec "$@"'
 
 
 class Daemon:
@@ -52,7 +38,7 @@ class Daemon:
     ) -> None:
         self.host = host
         self._settings = settings
-        self._program = list(program) or [Path(sys.executable).parent / "bootlockd"]
+        self._program = list(program) or [PROGRAM]
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
@@ -77,7 +63,7 @@ class Daemon:
         self.host.outside("/etc/bootlock/bootlock.toml").write_text(self._settings)
         with self._log.open("a") as log:
             self._process = self.host.popen(
-                ["sh", "-c", _NOTE_PID, "sh", *self._program],
+                ["sh", "-c", NOTE_PID, "sh", *self._program],
                 stdout=log.fileno(),
                 stderr=log.fileno(),
             )
@@ -94,7 +80,7 @@ class Daemon:
 
     def signal(self, how: str) -> None:
         """Send it a signal, by the signal's name."""
-        pid = self.host.outside(_PID_FILE).read_text().strip()
+        pid = self.host.outside(PID_FILE).read_text().strip()
         self.host.run(["kill", "-s", how, pid], check=False)
 
     @property
@@ -105,7 +91,7 @@ class Daemon:
     @property
     def pid(self) -> int:
         """Its process, by the PID it has outside."""
-        inside = self.host.outside(_PID_FILE).read_text().strip()
+        inside = self.host.outside(PID_FILE).read_text().strip()
         for pid in self.host.processes():
             if _pid_inside(pid) == inside:
                 return pid

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon_live.runner import SETTINGS, Daemon, database, release, row_of, start_guest
+from daemon_live.runner import Daemon, database, release, row_of, start_guest
+from daemonhost import SETTINGS
 from fences.lockedfiles import is_locked
 from fences.netscene import BRIDGE, build, flush, is_cut, set_up
 from live.guests import Identity, qemu_pid

@@ -17,7 +17,6 @@ from select import select
 import pytest
 
 from daemon_live.runner import (
-    SETTINGS,
     database,
     is_enforced,
     place,
@@ -26,6 +25,7 @@ from daemon_live.runner import (
     row_of,
     start_guest,
 )
+from daemonhost import SETTINGS
 from live.guests import Identity
 from lockdb import journal
 from lockdb.database import open_db

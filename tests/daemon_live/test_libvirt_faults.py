@@ -13,7 +13,6 @@ import pytest
 
 from daemon_live import bootsectors
 from daemon_live.runner import (
-    SETTINGS,
     Daemon,
     is_enforced,
     place,
@@ -23,6 +22,7 @@ from daemon_live.runner import (
     wait_enforced,
     wait_power,
 )
+from daemonhost import SETTINGS
 from live.guests import Identity, qemu_pid, runs, somebody_new
 from lockdb.enforcements import State
 from lockdb.values import OnRunning

@@ -14,7 +14,6 @@ import pytest
 from bootlockd.errors import Unreachable
 from daemon_live import bootsectors
 from daemon_live.runner import (
-    SETTINGS,
     Daemon,
     database,
     place,
@@ -25,6 +24,7 @@ from daemon_live.runner import (
     wait_enforced,
     wait_power,
 )
+from daemonhost import SETTINGS
 from live.guests import Identity, runs, somebody_new
 from lockdb import journal
 from lockdb.database import open_db

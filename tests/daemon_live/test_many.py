@@ -10,7 +10,6 @@ import pytest
 
 from daemon_live import usage
 from daemon_live.runner import (
-    SETTINGS,
     Daemon,
     database,
     place,
@@ -19,6 +18,7 @@ from daemon_live.runner import (
     start_guest,
     wait_enforced,
 )
+from daemonhost import SETTINGS
 from live.guests import Identity, qemu_pid, somebody_new
 from lockdb import holds
 from lockdb.database import open_db

@@ -12,7 +12,6 @@ import pytest
 
 from daemon_live import bootsectors
 from daemon_live.runner import (
-    SETTINGS,
     Daemon,
     place,
     power,
@@ -22,6 +21,7 @@ from daemon_live.runner import (
     wait_enforced,
     wait_power,
 )
+from daemonhost import SETTINGS
 from live.guests import Identity
 from lockdb.enforcements import State
 from lockdb.values import Hold, OnRunning

@@ -14,7 +14,6 @@ from bootlockd import hypervisor
 from bootlockd.events import run_event_loop
 from daemon_live import bootsectors
 from daemon_live.runner import (
-    SETTINGS,
     Daemon,
     is_enforced,
     place,
@@ -25,6 +24,7 @@ from daemon_live.runner import (
     wait_enforced,
     wait_power,
 )
+from daemonhost import SETTINGS
 from live.guests import Identity, qemu_pid, runs
 from lockdb.enforcements import State
 from lockdb.values import Hold, OnRunning

@@ -7,7 +7,8 @@ from contextlib import closing
 
 import pytest
 
-from daemon_live.runner import SETTINGS, Daemon, database, release, row_of
+from daemon_live.runner import Daemon, database, release, row_of
+from daemonhost import SETTINGS
 from fences.netscene import BRIDGE, HERE, build, is_cut, is_up, rules
 from live.guests import Identity, somebody_new
 from lockdb import holds

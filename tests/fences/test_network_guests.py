@@ -14,7 +14,8 @@ import libvirt
 import pytest
 
 from bootlockd import hypervisor
-from daemon_live.runner import SETTINGS, Daemon, database, release, row_of
+from daemon_live.runner import Daemon, database, release, row_of
+from daemonhost import SETTINGS
 from fences.netscene import BRIDGE, PEER, Talker, build, flush, is_cut, is_up, rules, set_up
 from live.guests import Identity, remove_all, somebody_new
 from lockdb import holds, permits
