@@ -1,21 +1,12 @@
-"""A private host with the hook installed, for the tests of one module."""
+"""A lock database that nobody has open."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lockdb import database
-from privatehost import PrivateHost
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[PrivateHost]:
-    with PrivateHost() as host:
-        host.install_bootlock()
-        yield host
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A real libvirt host with the hook and an empty database, and a bootlockd where asked for."""
+"""A guest, and a bootlockd where asked for."""
 
 from collections.abc import Iterator
 
@@ -7,13 +7,6 @@ import pytest
 from daemon_live.runner import Daemon, remove_guests
 from live.guests import Identity, somebody_new
 from privatehost import PrivateHost
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[PrivateHost]:
-    with PrivateHost() as host:
-        host.install_bootlock()
-        yield host
 
 
 @pytest.fixture

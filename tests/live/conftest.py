@@ -1,4 +1,4 @@
-"""Real libvirt hosts for the live tests, with bootlock's hook and an empty database installed."""
+"""What the live tests ask of a host."""
 
 from collections.abc import Iterator
 
@@ -7,13 +7,6 @@ import pytest
 
 from live.guests import remove_all
 from privatehost import PrivateHost
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[PrivateHost]:
-    with PrivateHost() as host:
-        host.install_bootlock()
-        yield host
 
 
 @pytest.fixture
