@@ -27,7 +27,7 @@ class App:
     uris: Sequence[str]
     #: Where the daemon listens.
     control: Path
-    #: The settings that name the fleet's registry.
+    #: The settings of this host.
     config: Path = DEFAULT_CONFIG
 
     def read(self) -> AbstractContextManager[LockDB]:
@@ -77,7 +77,9 @@ def complete_hold(
 def _app_of(context: click.Context) -> App:
     # Completion parses the line without running the group's callback, which would make the App.
     options = context.find_root().params
-    return App(options["database"], options["uris"], options["control"] or control_socket())
+    config = options["config"]
+    control = options["control"] or control_socket(config)
+    return App(options["database"], options["uris"], control, config)
 
 
 def _active(app: App) -> list[Hold]:

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from bootlock.output import printable
-from bootlockd.config import DEFAULT_CONFIG, Config, load
+from bootlockd.config import Config, load
 from bootlockd.control import ask
 from bootlockd.errors import ConfigError, Unreachable
 from lockdb import enforcements
@@ -44,17 +44,17 @@ class Answer:
         return [row for row in self.rows if row.state is State.FAILED]
 
 
-def settings() -> Config:
+def settings(path: Path) -> Config:
     """The daemon's settings, as far as they can be read."""
     try:
-        return load(DEFAULT_CONFIG)
+        return load(path)
     except ConfigError:
         return Config()
 
 
-def control_socket() -> Path:
-    """Where the daemon listens."""
-    return settings().daemon.control_socket
+def control_socket(path: Path) -> Path:
+    """Where the daemon with these settings listens."""
+    return settings(path).daemon.control_socket
 
 
 def carry_out(path: Path, hold: Hold) -> Answer:

@@ -92,7 +92,7 @@ class _Group(click.Group):
     default=DEFAULT_CONFIG,
     envvar="BOOTLOCK_CONFIG",
     show_default=True,
-    help="The settings that name the fleet's registry, and who asks it.",
+    help="The settings of this host.",
 )
 @click.version_option(__version__, message="bootlock %(version)s")
 @click.pass_context
@@ -115,7 +115,7 @@ def cli(
       bootlock list
       bootlock release 3f9c --reason "paid"
     """
-    context.obj = App(database, uris, control or control_socket(), config)
+    context.obj = App(database, uris, control or control_socket(config), config)
 
 
 for command in (

@@ -238,3 +238,12 @@ def test_what_it_shows_can_not_drive_a_terminal(cli: Cli, sync: Sync, directory:
     (directory / "a.toml").write_text('"\\u001b[31m" = 1\n', "utf-8")
     done = sync()
     assert "\x1b" not in done.out + done.err
+
+
+def test_status_looks_at_the_settings_that_are_named(cli: Cli, tmp_path: Path) -> None:
+    settings = tmp_path / "mine.toml"
+    settings.write_text(f'[sources.file]\ndirectory = "{tmp_path}/holds"\n')
+    named = cli("--config", str(settings), "status", "--json").json["findings"]
+    assert "source file" in [finding["check"] for finding in named]
+    others = cli("--config", str(tmp_path / "none.toml"), "status", "--json").json["findings"]
+    assert "source file" not in [finding["check"] for finding in others]

@@ -241,3 +241,11 @@ def test_doctor_finds_each_enforcement_that_failed(cli: Cli, tmp_path: Path) -> 
     assert detail == f"power of {RUNNING}, hold {hold}, since 1970-01-01T00:00:01Z: hung"
     assert cli("status").exit == 1
     assert "power: FAILED: hung (last seen so 1970" in cli.ok("show", "web").out
+
+
+def test_the_daemon_is_asked_where_its_settings_say(cli: Cli, tmp_path: Path) -> None:
+    settings = tmp_path / "mine.toml"
+    settings.write_text(f'[daemon]\ncontrol_socket = "{tmp_path}/nobody"\n')
+    placed = cli("--config", str(settings), "place", RUNNING, "--reason", "a", "--isolate")
+    assert placed.exit == 6
+    assert f"{tmp_path}/nobody" in placed.err

@@ -32,9 +32,7 @@ def doctor(app: App, fix: bool, as_json: bool) -> int:
     Example:
       bootlock doctor --fix
     """
-    patient = Patient(
-        app.uris, app.now(), database=app.database, control=app.control, config=settings()
-    )
+    patient = patient_of(app)
     findings = list(_examine(patient, ALL, fix, show=not as_json))
     faults = [finding for finding in findings if finding.level is Level.FAULT]
     if as_json:
@@ -46,6 +44,18 @@ def doctor(app: App, fix: bool, as_json: bool) -> int:
     else:
         click.echo("healthy")
     return Exit.REFUSED if faults else Exit.DONE
+
+
+def patient_of(app: App) -> Patient:
+    """This host, with its parts where the command line says."""
+    return Patient(
+        app.uris,
+        app.now(),
+        database=app.database,
+        control=app.control,
+        config=settings(app.config),
+        settings=app.config,
+    )
 
 
 def print_finding(finding: Finding) -> None:

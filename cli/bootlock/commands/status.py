@@ -11,10 +11,9 @@ import click
 
 from bootlock import output
 from bootlock.app import App, json_option, pass_app
-from bootlock.commands.doctor import print_finding
-from bootlock.daemon import settings
+from bootlock.commands.doctor import patient_of, print_finding
 from bootlock.doctor import QUICK
-from bootlock.doctor.finding import Level, Patient
+from bootlock.doctor.finding import Level
 from bootlock.exits import Exit
 from lockdb import counts, holds, journal, permits, proofs, refusals, sources
 from lockdb.database import LockDB
@@ -35,7 +34,7 @@ def status(app: App, as_json: bool) -> int:
       bootlock status --json
     """
     now = app.now()
-    patient = Patient(app.uris, now, database=app.database, control=app.control, config=settings())
+    patient = patient_of(app)
     findings = [finding for check in QUICK for finding in check(patient)]
     faults = [finding for finding in findings if finding.level is Level.FAULT]
     try:
