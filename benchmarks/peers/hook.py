@@ -22,7 +22,9 @@ WHERE released_at IS NULL
   AND instance IN (SELECT :instance UNION ALL
                    SELECT instance FROM held_disk WHERE source IN ({disks}))
   AND (until IS NULL OR until > :now)
-  AND NOT (kind = 'state_lock' AND coalesce(was_running, 1) = 1)
+  AND (coalesce(instr(',' || blocks || ',', ',start,'), 1)
+         AND (kind <> 'state_lock' OR was_running = 0)
+       OR :operation = 'migrate' AND instr(',' || blocks || ',', ',migrate,'))
   AND NOT EXISTS (
     SELECT 1 FROM permit
     WHERE permit.instance = :instance AND permit.operation IN ('migrate', :operation)

@@ -39,6 +39,9 @@ Status = Callable[[], Mapping[str, Any]]
 #: What is done about a QEMU that was started past libvirt, as the journal says it.
 ACTIONS = ("killed", "reported")
 
+#: Those for which permits were always counted; of the others, only where there are any.
+_OF_THE_HOOK = (Operation.START.value, Operation.MIGRATE.value)
+
 
 class MetricsServer:
     """Serves one address until stopped."""
@@ -149,7 +152,7 @@ def _in_force(lock_db: LockDB, now: int) -> Iterator[Metric]:
     # Present when there is none: a rate of what is missing is missing.
     held = {(kind.value, "local"): 0 for kind in Kind} | counts.holds(lock_db, now=now)
     yield _family("holds", "Holds in force.", ["kind", "source"], held.items())
-    permits = {operation.value: 0 for operation in Operation} | counts.permits(lock_db, now=now)
+    permits = dict.fromkeys(_OF_THE_HOOK, 0) | counts.permits(lock_db, now=now)
     yield _family("permits", "Permits in force.", ["operation"], _single(permits))
     fences = counts.enforcements(lock_db).items()
     yield _family("enforcements", "What fences did for holds.", ["fence", "state"], fences)

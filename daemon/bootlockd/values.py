@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from lockdb.enforcements import Enforcement, State
-from lockdb.values import Hold, Kind, OnRunning, Operation, Permit
+from lockdb.values import Hold, OnRunning, Operation, Permit
 
 
 class Power(StrEnum):
@@ -58,8 +58,8 @@ class Case:
 
     @property
     def boot_locks(self) -> list[Hold]:
-        """The provider's holds."""
-        return [hold for hold in self.holds if hold.kind is Kind.BOOT_LOCK]
+        """The provider's holds, those that keep it from running."""
+        return [hold for hold in self.holds if hold.bars_start]
 
     @property
     def is_permitted(self) -> bool:

@@ -28,9 +28,9 @@ WITH
   )
 SELECT
   CASE
-    WHEN (SELECT value FROM meta WHERE key = 'decision') IS NOT '1'
+    WHEN (SELECT value FROM meta WHERE key = 'decision') IS NOT '2'
       THEN 'undecided the database is of decision format '
-        || coalesce((SELECT value FROM meta WHERE key = 'decision'), 'none') || ', this hook reads 1'
+        || coalesce((SELECT value FROM meta WHERE key = 'decision'), 'none') || ', this hook reads 2'
     WHEN xml IS NULL OR xml = '' THEN 'undecided libvirt gave no domain XML'
     WHEN substr(ltrim(xml, char(9, 10, 13, 32)), 1, 7) <> '<domain'
       OR substr(rtrim(xml, char(9, 10, 13, 32)), -9) <> '</domain>'
@@ -119,8 +119,13 @@ SELECT
         FROM held
         JOIN hold ON hold.instance = held.instance AND hold.released_at IS NULL
         WHERE (hold.until IS NULL OR hold.until > domain.now)
-          -- A state lock keeps the state: what ran may run again. Every other hold refuses.
-          AND NOT (hold.kind = 'state_lock' AND coalesce(hold.was_running, 1) = 1)
+          AND (
+            -- A hold that says which operations it blocks lets the others through.
+            coalesce(instr(',' || hold.blocks || ',', ',start,'), 1)
+              -- A state lock keeps the state: what ran may run again.
+              AND (hold.kind <> 'state_lock' OR hold.was_running = 0)
+            OR domain.operation = 'migrate' AND instr(',' || hold.blocks || ',', ',migrate,')
+          )
           AND NOT EXISTS (
             SELECT 1
             FROM permit

@@ -8,7 +8,9 @@ from functools import cache
 from importlib.resources import files
 from xml.sax.saxutils import escape
 
+from lockdb import holds, permits
 from lockdb.database import LockDB
+from lockdb.values import Operation
 
 
 class Verdict(StrEnum):
@@ -47,6 +49,24 @@ def decide(lock_db: LockDB, document: str | bytes, operation: str, *, now: int) 
         db.execute("DROP TABLE temp.request")
         db.execute("DROP TABLE temp.document")
     return _parse(answer)
+
+
+def blocking(lock_db: LockDB, instance: str, operation: Operation, *, now: int) -> Decision:
+    """Would a hold on this instance block the operation? Of starts the hook knows more: ``decide``.
+
+    Raises DatabaseError.
+    """
+    with lock_db.read():
+        found = [
+            hold
+            for hold in holds.active(lock_db, now=now, instance=instance)
+            if operation in hold.blocked
+        ]
+        granted = permits.active(lock_db, now=now, instance=instance)
+    if not found or any(permit.operation is operation for permit in granted):
+        return Decision(Verdict.ALLOW)
+    first = min(found, key=lambda hold: (hold.kind, hold.placed_at, hold.id))
+    return Decision(Verdict.REFUSE, first.id, first.notice)
 
 
 def minimal_document(instance: str) -> str:

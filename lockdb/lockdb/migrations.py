@@ -171,6 +171,40 @@ def m0003_sources(db: Database) -> None:
         db.execute(statement)
 
 
+_BLOCKS = """
+ALTER TABLE hold ADD COLUMN blocks TEXT CHECK (blocks <> '');
+
+ALTER TABLE permit RENAME TO permit_before;
+
+CREATE TABLE permit (
+  id TEXT PRIMARY KEY,
+  instance TEXT NOT NULL,
+  operation TEXT NOT NULL CHECK (operation <> ''),
+  reason TEXT NOT NULL CHECK (reason <> ''),
+  granted_at INTEGER NOT NULL,
+  granted_by TEXT NOT NULL,
+  until INTEGER NOT NULL,
+  revoked_at INTEGER,
+  revoked_by TEXT
+) WITHOUT ROWID;
+
+INSERT INTO permit SELECT * FROM permit_before;
+
+DROP TABLE permit_before;
+
+CREATE INDEX permit_instance ON permit (instance);
+
+UPDATE meta SET value = '2' WHERE key = 'decision'
+"""
+
+
+@migrations()
+def m0004_blocks(db: Database) -> None:
+    """Which operations a hold blocks; permits for each of them."""
+    for statement in _BLOCKS.split(";\n\n"):
+        db.execute(statement)
+
+
 @cache
 def known_steps() -> frozenset[str]:
     """The names of all steps this version of bootlock knows."""

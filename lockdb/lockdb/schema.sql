@@ -29,7 +29,7 @@ CREATE TABLE hold (
   released_at INTEGER,
   released_by TEXT,
   release_reason TEXT
-, ref TEXT) WITHOUT ROWID;
+, ref TEXT, blocks TEXT CHECK (blocks <> '')) WITHOUT ROWID;
 CREATE INDEX hold_active ON hold (instance) WHERE released_at IS NULL;
 CREATE INDEX hold_instance ON hold (instance, placed_at);
 CREATE TABLE held_disk (
@@ -38,18 +38,6 @@ CREATE TABLE held_disk (
   PRIMARY KEY (source, instance)
 ) WITHOUT ROWID;
 CREATE INDEX held_disk_instance ON held_disk (instance);
-CREATE TABLE permit (
-  id TEXT PRIMARY KEY,
-  instance TEXT NOT NULL,
-  operation TEXT NOT NULL CHECK (operation IN ('start', 'migrate')),
-  reason TEXT NOT NULL CHECK (reason <> ''),
-  granted_at INTEGER NOT NULL,
-  granted_by TEXT NOT NULL,
-  until INTEGER NOT NULL,
-  revoked_at INTEGER,
-  revoked_by TEXT
-) WITHOUT ROWID;
-CREATE INDEX permit_instance ON permit (instance);
 CREATE TABLE refusal (
   instance TEXT NOT NULL,
   operation TEXT NOT NULL,
@@ -108,3 +96,15 @@ CREATE TABLE waiting (
   since INTEGER NOT NULL
 ) WITHOUT ROWID
 ;
+CREATE TABLE permit (
+  id TEXT PRIMARY KEY,
+  instance TEXT NOT NULL,
+  operation TEXT NOT NULL CHECK (operation <> ''),
+  reason TEXT NOT NULL CHECK (reason <> ''),
+  granted_at INTEGER NOT NULL,
+  granted_by TEXT NOT NULL,
+  until INTEGER NOT NULL,
+  revoked_at INTEGER,
+  revoked_by TEXT
+) WITHOUT ROWID;
+CREATE INDEX permit_instance ON permit (instance);

@@ -42,6 +42,7 @@ FIELDS: Final = (
     "isolate",
     "until",
     "placed_by",
+    "blocks",
 )
 
 #: Of a long list, so many are kept as examples.

@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from lockdb import operations
 from lockdb.errors import InvalidValue
+from lockdb.operations import Operation as Operation  # noqa: PLC0414 - one of the values
 
 REASON_MAX = 2000
 NOTICE_MAX = 200
@@ -52,13 +54,6 @@ class OnRunning(StrEnum):
     PAUSE = "pause"
 
 
-class Operation(StrEnum):
-    """What a permit lets through; ``migrate``, an arriving migration, ends in a start."""
-
-    START = "start"
-    MIGRATE = "migrate"
-
-
 #: What the refused caller reads when whoever placed the hold gave no notice.
 DEFAULT_NOTICE = {
     Kind.BOOT_LOCK: "this instance is locked by the provider",
@@ -81,6 +76,8 @@ class NewHold:
     grace: int = 60
     isolate: bool = False
     until: int | None = None
+    #: The operations it blocks, as ``delete,stop``; None: those of its kind.
+    blocks: str | None = None
 
     def __post_init__(self) -> None:
         def put(field: str, value: object) -> None:
@@ -96,6 +93,11 @@ class NewHold:
             raise InvalidValue("grace", f"{self.grace} s is not between 0 and {GRACE_MAX}")
         if self.until is not None and not 0 <= self.until <= UNTIL_MAX:
             raise InvalidValue("until", f"{self.until} is no time before the year 10000")
+        if self.blocks is not None:
+            blocked = operations.parse(self.blocks)
+            if self.on_running is not OnRunning.LEAVE and Operation.START not in blocked:
+                raise InvalidValue("blocks", f"{self.on_running} without start would not last")
+            put("blocks", operations.text_of(blocked))
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,22 @@ class Hold:
     release_reason: str | None
     #: The source's own name of it; None for holds that were placed here.
     ref: str | None = None
+    #: As in ``NewHold``.
+    blocks: str | None = None
+
+    @property
+    def blocked(self) -> frozenset[Operation]:
+        """The operations that it blocks, as far as is known of the instance."""
+        found = operations.blocked(self.kind, self.blocks)
+        # It keeps the state: what ran may run again. decide.sql says the same.
+        if self.kind is Kind.STATE_LOCK and self.was_running is not False:
+            found -= {Operation.START}
+        return found
+
+    @property
+    def bars_start(self) -> bool:
+        """A boot lock that keeps the instance from running."""
+        return self.kind is Kind.BOOT_LOCK and Operation.START in self.blocked
 
     def is_active(self, now: int) -> bool:
         """Neither released nor expired at ``now``."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
+
+import pytest
 
 from clirunner import RUNNING, SHUT_OFF, Cli
 from lockdb import database, holds
@@ -55,6 +58,33 @@ def test_a_state_lock_lets_what_ran_start_again_and_keeps_what_was_off(cli: Cli)
     cli.place("db", "--kind", "state-lock")
     assert cli("check", "web").exit == 0
     assert cli("check", "db").exit == 1
+
+
+def test_a_hold_that_blocks_fewer_operations_lets_the_others_through(cli: Cli) -> None:
+    hold = cli.place("web", "--block", "delete, stop")
+    assert cli("check", "web").exit == 0
+    assert cli("check", "web", "--op", "reset").exit == 0
+    refused = cli("check", "web", "--op", "delete", "--json")
+    assert refused.exit == 1
+    assert (refused.json["by"], refused.json["hold"]) == ("polkit", hold)
+    assert re.search("^blocks: +stop, delete$", cli.ok("show", "web").out, re.MULTILINE)
+    (shown,) = cli.ok("show", "web", "--json").json["holds"]
+    assert (shown["blocks"], shown["blocked"]) == ("stop,delete", ["stop", "delete"])
+    cli.ok("permit", "web", "--op", "delete", "--for", "1h", "--reason", "r")
+    assert cli("check", "web", "--op", "delete").exit == 0
+    assert cli("check", "web", "--op", "stop").exit == 1
+
+
+def test_what_a_hold_blocks_by_its_kind_is_said_in_few_words(cli: Cli) -> None:
+    cli.place("web")
+    assert re.search("^blocks: +all operations$", cli.ok("show", "web").out, re.MULTILINE)
+    cli.place("db", "--kind", "state-lock")
+    assert re.search("^blocks: +all but migrate, guest$", cli.ok("show", "db").out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("blocks", ["fly", ","])
+def test_no_hold_is_placed_that_blocks_what_is_no_operation(cli: Cli, blocks: str) -> None:
+    assert cli("place", "web", "--reason", "r", "--block", blocks).exit == 2
 
 
 def test_every_field_given_to_place_is_stored(cli: Cli) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
+from bootlockd import registry
+from bootlockd.config import Config
 from bootlockd.plan import Action, Step, plan
 from bootlockd.values import Case
 from daemon.fakes import FakeFence, uuid
@@ -82,6 +85,15 @@ def test_two_holds_are_proven_only_if_both_are(first: State | None, second: Stat
 def test_a_hold_that_does_not_ask_neither_puts_up_nor_keeps() -> None:
     case = Case(INSTANCE, 5, holds=[hold("s", Kind.STATE_LOCK)])
     assert plan(case, [FakeFence()]) == []
+
+
+def test_a_boot_lock_that_lets_it_start_neither_stops_it_nor_locks_its_disks() -> None:
+    fences = {fence.name: fence for fence in registry.fences(Config())}
+    for blocks, barred in ((None, True), ("start,delete", True), ("stop,delete", False)):
+        held = replace(hold("h"), blocks=blocks)
+        case = Case(INSTANCE, 5, holds=[held])
+        for name in ("power", "image-lock", "process_watch"):
+            assert fences[name].asks(held) is fences[name].wanted(case) is barred, name
 
 
 def test_fences_go_up_in_order_and_come_down_in_reverse() -> None:

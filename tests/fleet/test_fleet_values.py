@@ -48,7 +48,10 @@ def fields(record: Record = RECORD, **more: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-@pytest.mark.parametrize("record", [RECORD, ENDED, replace(ENDED, order=None)])
+FEWER = replace(RECORD, order=replace(ORDER, blocks="stop,delete"))
+
+
+@pytest.mark.parametrize("record", [RECORD, FEWER, ENDED, replace(ENDED, order=None)])
 def test_a_record_is_read_as_it_was_written(record: Record) -> None:
     assert decoded(ID, encoded(record)) == record
 
@@ -75,6 +78,8 @@ def test_a_record_is_read_as_it_was_written(record: Record) -> None:
         (fields(order__grace=10**9), "grace: 1000000000 s is not between"),
         (fields(order__grace=True), "grace: must be int"),
         (fields(order__isolate=1), "isolate: must be bool"),
+        (fields(order__blocks="fly"), "blocks: 'fly' is no operation"),
+        (fields(order__blocks=["stop"]), "blocks: must be str"),
         (fields(order__until="now"), "until: must be int"),
         (fields(ENDED, released="yes"), "released: must be dict"),
         (fields(ENDED, released__reason=""), "released.reason: must not be empty"),

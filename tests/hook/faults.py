@@ -108,12 +108,12 @@ for _name, _length, _why in (
 
 def _format(change: str, why: str, hook: Hook) -> Iterator[Broken]:
     execute(hook.database, change)
-    yield Broken(hook, f"the database is of decision format {why}, this hook reads 1")
+    yield Broken(hook, f"the database is of decision format {why}, this hook reads 2")
 
 
 for _name, _change, _why in (
     ("older", "UPDATE meta SET value = '0' WHERE key = 'decision'", "0"),
-    ("newer", "UPDATE meta SET value = '2' WHERE key = 'decision'", "2"),
+    ("newer", "UPDATE meta SET value = '3' WHERE key = 'decision'", "3"),
     ("unknown", "DELETE FROM meta WHERE key = 'decision'", "none"),
 ):
     FAULTS[f"format {_name}"] = partial(_format, _change, _why)

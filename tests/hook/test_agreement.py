@@ -28,6 +28,7 @@ from hookrunner import Hook
 from lockdb import database
 from lockdb.database import LockDB
 from lockdb.decision import Decision, Verdict, decide
+from lockdb.operations import text_of
 from lockdb.values import Kind, Operation
 from samples import new_hold
 
@@ -49,6 +50,7 @@ class AHold:
     placed_at: int
     until: int | None
     released: bool
+    blocks: frozenset[Operation] | None
 
     def row(self, now: int) -> dict[str, object]:
         until = None if self.until is None else now + self.until
@@ -59,10 +61,15 @@ class AHold:
             "placed_at": self.placed_at,
             "until": until,
             "released_at": 1 if self.released else None,
+            "blocks": None if self.blocks is None else text_of(self.blocks),
         }
 
-    def refuses(self) -> bool:
+    def refuses(self, operation: str) -> bool:
         if self.released or self.until == PAST:
+            return False
+        if operation == "migrate" and self.blocks and Operation.MIGRATE in self.blocks:
+            return True
+        if self.blocks is not None and Operation.START not in self.blocks:
             return False
         return self.kind is Kind.BOOT_LOCK or self.was_running is False
 
@@ -90,7 +97,9 @@ class APermit:
     def lets_through(self, instance: str, operation: str) -> bool:
         if self.revoked or (self.granted_at, self.until) != (PAST, FUTURE):
             return False
-        covers = operation != "migrate" or self.operation is Operation.MIGRATE
+        covers = self.operation is Operation.MIGRATE or (
+            self.operation is Operation.START and operation != "migrate"
+        )
         return self.instance == instance and covers
 
 
@@ -133,12 +142,20 @@ class World:
         """The rules, once more and without SQL."""
         guest, keys = start.domain.uuid, start.domain.keys
         held = {guest} | {instance for key, instance in self.held_disks if key in keys}
-        refusing = [hold for hold in self.holds if hold.instance in held and hold.refuses()]
+        refusing = [
+            hold for hold in self.holds if hold.instance in held and hold.refuses(start.operation)
+        ]
         permitted = any(permit.lets_through(guest, start.operation) for permit in self.permits)
         if permitted or not refusing:
             return Decision(Verdict.ALLOW)
         first = min(refusing, key=lambda hold: (hold.kind, hold.placed_at, hold.id))
         return Decision(Verdict.REFUSE, first.id, f"notice of {first.id}")
+
+
+_BLOCKABLE = st.sampled_from(
+    [Operation.START, Operation.MIGRATE, Operation.RESTORE, Operation.DELETE]
+)
+_PERMITTED = st.sampled_from([Operation.START, Operation.MIGRATE, Operation.RESTORE])
 
 
 def _holds() -> st.SearchStrategy[list[AHold]]:
@@ -152,6 +169,7 @@ def _holds() -> st.SearchStrategy[list[AHold]]:
             placed_at=st.integers(1, 3),
             until=st.none() | TIMES,
             released=st.booleans(),
+            blocks=st.none() | st.frozensets(_BLOCKABLE, min_size=1),
         ),
         max_size=6,
         unique_by=lambda hold: hold.id,
@@ -163,7 +181,7 @@ def _permits() -> st.SearchStrategy[list[APermit]]:
         st.builds(
             APermit,
             instance=st.sampled_from(INSTANCES),
-            operation=st.sampled_from(Operation),
+            operation=_PERMITTED,
             granted_at=TIMES,
             until=TIMES,
             revoked=st.booleans(),

@@ -85,6 +85,7 @@ def test_everything_that_a_file_can_say(directory: Path) -> None:
         isolate = true
         until = 2030-01-02T03:04:05+01:00
         placed_by = "alice"
+        blocks = ["stop", "start", "delete"]
         """,
     )
     expected = Order(
@@ -98,6 +99,7 @@ def test_everything_that_a_file_can_say(directory: Path) -> None:
         True,
         1893549845,
         "alice",
+        "start,stop,delete",
     )
     (seen,) = read(directory).observations
     assert (seen.ref, seen.said, seen.order) == ("a.toml:case-1/vm", Said.HELD, expected)
@@ -131,6 +133,12 @@ def test_toml_and_json_say_the_same(directory: Path) -> None:
         (toml(1, 1), "hold 2 (line 4): it is there twice: give each an id of its own"),
         ("\n" + toml(1, more="colour = 1\n"), "hold 1 (line 2): colour: no such key"),
         (toml(1, more="kind = 'lock'\n"), "hold 1 (line 1): kind: 'lock' is none of boot-lock, "),
+        (
+            toml(1, more="blocks = 'stop'\n"),
+            "hold 1 (line 1): blocks: must be a list of operations",
+        ),
+        (toml(1, more="blocks = []\n"), "hold 1 (line 1): blocks: names no operation"),
+        (toml(1, more="blocks = ['fly']\n"), "hold 1 (line 1): blocks: 'fly' is no operation"),
         (toml(1, more="kind = 1\n"), "hold 1 (line 1): kind: must be text, not 1"),
         (toml(1, more="grace = -1\n"), "hold 1 (line 1): grace: must be a number of seconds, 0 to"),
         (toml(1, more="grace = true\n"), "hold 1 (line 1): grace: must be a number of seconds"),

@@ -148,6 +148,20 @@ def test_one_boot_lock_that_becomes_a_state_lock_is_changed_and_counted(path: Pa
     assert take(path, part(weak[1]), limits=GUARD).stopped
 
 
+def test_a_hold_that_is_to_block_less_is_loosened_and_one_that_blocks_more_is_not(
+    path: Path,
+) -> None:
+    filled(path, 6)
+    less = [held(number, blocks="start,stop") for number in range(3)]
+    assert take(path, part(*less), limits=GUARD).stopped
+    assert {hold.blocks for hold in in_force(path)} == {None}
+    accept(path, sources.token_of(waiting(path)))
+    assert [hold.blocks for hold in in_force(path)].count("start,stop") == 3
+    more = [held(number, blocks="delete,start,stop") for number in range(3)]
+    assert not take(path, part(*more), limits=GUARD).stopped
+    assert [hold.blocks for hold in in_force(path)].count("start,stop,delete") == 3
+
+
 def test_expired_holds_that_are_released_are_not_counted(path: Path) -> None:
     take(path, whole(*(held(number, until=NOW + 5) for number in range(20))))
     take(path, whole(*map(released, range(20))), limits=GUARD, now=NOW + 6)

@@ -11,9 +11,11 @@ from bootlockd import hypervisor
 from bootlockd.errors import Unreachable
 from lockdb import holds
 from lockdb.database import LockDB
-from lockdb.decision import Verdict, decide, minimal_document
+from lockdb.decision import Verdict, blocking, decide, minimal_document
 from lockdb.errors import InvalidValue
 from lockdb.values import Operation
+
+_OF_THE_HOOK = (Operation.START, Operation.MIGRATE)
 
 
 @click.command()
@@ -21,6 +23,7 @@ from lockdb.values import Operation
 @click.option(
     "--op",
     "operation",
+    metavar="OPERATION",
     type=click.Choice([op.value for op in Operation]),
     default=Operation.START.value,
     show_default=True,
@@ -31,18 +34,24 @@ from lockdb.values import Operation
 def check(app: App, instance: str, operation: str, as_json: bool) -> int:
     """Tell whether INSTANCE would be refused, and why.
 
-    Exit code 0: allowed, 1: refused. Asks what the hook asks; the disks are compared too if libvirt
-    here knows the domain.
+    Exit code 0: allowed, 1: refused. For a start or an arriving migration it asks what the hook
+    asks; the disks are compared too if libvirt here knows the domain. Other operations are refused
+    to who is not root, where libvirt's access driver is on.
 
     \b
     Example:
       bootlock check web-7 || echo "it is held"
+      bootlock check web-7 --op delete
     """
     uuid = app.resolve(instance)
-    document = _document(app, uuid)
+    by_hook = operation in _OF_THE_HOOK
+    document = _document(app, uuid) if by_hook else ""
     now = app.now()
     with app.read() as lock_db, lock_db.read():
-        decision = decide(lock_db, document, operation, now=now)
+        if by_hook:
+            decision = decide(lock_db, document, operation, now=now)
+        else:
+            decision = blocking(lock_db, uuid, Operation(operation), now=now)
         reason = _reason(lock_db, decision.hold)
     if decision.verdict is Verdict.UNDECIDED:
         raise InvalidValue("instance", f"the hook could not decide: {decision.text}")
@@ -56,6 +65,7 @@ def check(app: App, instance: str, operation: str, as_json: bool) -> int:
                 "hold": decision.hold or None,
                 "notice": decision.text or None,
                 "reason": reason or None,
+                "by": "hook" if by_hook else "polkit",
             }
         )
     elif refused:

@@ -17,7 +17,13 @@ from lockdb.when import iso, parse_until
 
 @click.command()
 @click.argument("instance", required=False, shell_complete=complete_instance)
-@click.option("--op", "operation", type=click.Choice([op.value for op in Operation]))
+@click.option(
+    "--op",
+    "operation",
+    metavar="OPERATION",
+    type=click.Choice([op.value for op in Operation]),
+    help=f"Which: {', '.join(Operation)}.",
+)
 @click.option("--for", "duration", metavar="WHEN", help="How long: 30m, 2h, or an ISO time.")
 @click.option("--revoke", metavar="PERMIT", help="End this permit now instead: its id.")
 @click.option("--fleet", "in_fleet", is_flag=True, help="On all hosts, through the registry.")
@@ -37,7 +43,9 @@ def permit(
     """Let one operation of INSTANCE through for a while.
 
     It goes through whatever holds the instance, is recorded, and ends by itself, after 7 days at
-    the latest. "migrate" lets an arriving migration in, with the start that it ends in.
+    the latest. "migrate" lets an arriving migration in, with the start that it ends in. Root is
+    refused nothing but these two; the others are for who is not root, where libvirt's access driver
+    is on.
 
     With --fleet it is written to the registry, from where all hosts take it within a second; it
     does not wait for them.

@@ -46,6 +46,12 @@ def _dashed(words: type[Kind] | type[OnRunning]) -> click.Choice[str]:
     help="How long --on-running shutdown waits before it destroys.",
 )
 @click.option("--isolate", is_flag=True, help="Cut the network of the instance if it runs.")
+@click.option(
+    "--block",
+    "blocks",
+    metavar="OPS",
+    help="Block these operations only, as delete,stop; see 'permit --help' for their names.",
+)
 @click.option("--until", metavar="WHEN", help="When the hold expires: 36h, 14d or an ISO time.")
 @click.option("--no-wait", is_flag=True, help="Don't wait for --on-running and --isolate.")
 @click.option("--fleet", "in_fleet", is_flag=True, help="On all hosts, through the registry.")
@@ -116,6 +122,7 @@ def _new_hold(uuid: str, options: dict[str, Any], now: int) -> NewHold:
         grace=options["grace"],
         isolate=options["isolate"],
         until=parse_until("--until", until, now) if until else None,
+        blocks=options["blocks"],
     )
 
 
@@ -187,6 +194,7 @@ def _print(hold: Hold, guest: Guest | None) -> None:
             "instance": hold.instance + name,
             "kind": hold.kind.replace("_", " "),
             "notice": hold.notice,
+            "blocks": hold.blocks,
             "until": output.moment(hold.until) if hold.until else "",
             "state": {True: "running", False: "shut off", None: "not known on this host"}[running],
         }

@@ -12,7 +12,7 @@ from bootlock.app import App, complete_hold, complete_instance, json_option, pas
 from lockdb import disks, enforcements, holds, permits, refusals
 from lockdb.database import LockDB
 from lockdb.errors import NotFound
-from lockdb.values import Hold, looks_like_uuid
+from lockdb.values import Hold, Operation, looks_like_uuid
 
 
 @click.command("list")
@@ -123,7 +123,12 @@ def _row(hold: Hold, now: int) -> list[str]:
 
 
 def _with_state(hold: Hold, now: int) -> dict[str, Any]:
-    return hold.as_dict() | {"state": state_of(hold, now)}
+    return hold.as_dict() | {"state": state_of(hold, now), "blocked": _blocked(hold)}
+
+
+def _blocked(hold: Hold) -> list[str]:
+    """In the order of the table."""
+    return [operation for operation in Operation if operation in hold.blocked]
 
 
 def _hold_called(lock_db: LockDB, prefix: str) -> Hold | None:
@@ -132,6 +137,13 @@ def _hold_called(lock_db: LockDB, prefix: str) -> Hold | None:
     except NotFound:
         # A domain may be called so.
         return None
+
+
+def _in_words(hold: Hold) -> str:
+    missing = [operation for operation in Operation if operation not in hold.blocked]
+    if len(missing) < len(hold.blocked):
+        return f"all but {', '.join(missing)}" if missing else "all operations"
+    return ", ".join(_blocked(hold))
 
 
 def _everything(lock_db: LockDB, uuid: str, now: int) -> dict[str, Any]:
@@ -153,6 +165,7 @@ def _print(known: dict[str, Any], now: int) -> None:
             "placed_at": output.moment(hold.placed_at),
             "until": output.moment(hold.until),
             "released_at": output.moment(hold.released_at) if hold.released_at else "",
+            "blocks": _in_words(hold),
         }
         order = ["hold", "instance", "kind", "state", "source", "reason", "notice", "case"]
         order += [name for name in fields if name not in {*order, "id"}]

@@ -27,7 +27,7 @@ from bootlockd.fences.base import Quiet
 from bootlockd.imagelocks import Inode
 from bootlockd.values import Case, Outcome, Wake, strictest
 from lockdb.enforcements import State
-from lockdb.values import Hold, Kind, OnRunning
+from lockdb.values import Hold, OnRunning
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class ImageLockFence(Quiet):
 
     def asks(self, hold: Hold) -> bool:
         """A state lock is the customer's: imaging and backup go on."""
-        return self._enabled and hold.kind is Kind.BOOT_LOCK
+        return self._enabled and hold.bars_start
 
     def wanted(self, case: Case) -> bool:
         """Held, and nobody may start it now."""

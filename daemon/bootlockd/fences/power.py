@@ -20,7 +20,7 @@ from bootlockd.errors import FenceError, Unreachable
 from bootlockd.fences.base import Quiet
 from bootlockd.values import Case, Guest, Outcome, Power, strictest
 from lockdb.enforcements import Enforcement, State
-from lockdb.values import Hold, Kind, OnRunning
+from lockdb.values import Hold, OnRunning
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class PowerFence(Quiet):
 
     def asks(self, hold: Hold) -> bool:
         """A state lock is the customer's protection: it stops nothing."""
-        return hold.kind is Kind.BOOT_LOCK
+        return hold.bars_start
 
     def wanted(self, case: Case) -> bool:
         """A permitted instance may run."""

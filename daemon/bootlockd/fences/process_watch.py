@@ -28,7 +28,7 @@ from lockdb import journal
 from lockdb.database import open_db
 from lockdb.enforcements import State
 from lockdb.errors import DatabaseError
-from lockdb.values import Hold, Kind, OnRunning
+from lockdb.values import Hold, OnRunning
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class ProcessWatchFence:
 
     def asks(self, hold: Hold) -> bool:
         """A state lock is the customer's protection: it stops nothing."""
-        return self._enabled and hold.kind is Kind.BOOT_LOCK
+        return self._enabled and hold.bars_start
 
     def wanted(self, case: Case) -> bool:
         """A permitted instance may run."""

@@ -226,6 +226,7 @@ def _order(fields: dict[str, Any]) -> Order:
         grace=_get(fields, "grace", int, 60),
         isolate=_get(fields, "isolate", bool, False),
         until=None if fields.get("until") is None else _moment(fields, "until"),
+        blocks=None if fields.get("blocks") is None else _get(fields, "blocks", str),
     )
     values = asdict(new)
     del values["source"]

@@ -55,6 +55,7 @@ class Order:
     until: int | None = None
     #: Who decided it, as far as the source knows.
     placed_by: str = ""
+    blocks: str | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from bootlockd.sources.base import Observation, Order, Said, printable_line
+from lockdb import operations
 from lockdb.errors import InvalidValue
 from lockdb.values import (
     ACTOR_MAX,
@@ -224,6 +225,14 @@ def _isolate(value: Any) -> bool:
     return value
 
 
+def _blocks(value: Any) -> str:
+    if not isinstance(value, list):
+        raise InvalidValue("blocks", f"must be a list of operations, not {_shown(value)}")
+    return operations.text_of(
+        operations.parse(" ".join(_is_text("blocks", word) for word in value))
+    )
+
+
 def _until(value: Any) -> int:
     if isinstance(value, datetime):
         moment = value if value.tzinfo else value.replace(tzinfo=UTC)
@@ -259,4 +268,5 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "isolate": _isolate,
     "until": _until,
     "placed_by": _text("placed_by", ACTOR_MAX),
+    "blocks": _blocks,
 }

@@ -35,7 +35,7 @@ from bootlockd.sources.base import (
     Said,
     printable_line,
 )
-from lockdb import holds, journal, permits, sources
+from lockdb import holds, journal, operations, permits, sources
 from lockdb.database import LockDB, open_db
 from lockdb.errors import InvalidValue
 from lockdb.sources import Changing, Ending, Marks, Placing, Revoking, Row, State, Steps
@@ -315,7 +315,13 @@ class _Findings:
         if order.notice and order.placed_by:
             return fields
         notice = order.notice or DEFAULT_NOTICE[order.kind]
-        return (*fields[:3], notice, *fields[4:9], order.placed_by or f"source {self.source}")
+        return (
+            *fields[:3],
+            notice,
+            *fields[4:9],
+            order.placed_by or f"source {self.source}",
+            *fields[10:],
+        )
 
     def _held_otherwise(self, row: Row, order: Order, is_active: bool, has_id: bool) -> None:
         ref, hold_id, instance = row[:3]
@@ -342,13 +348,14 @@ class _Findings:
             changed = {name: before[name] for name in after}
             changing = Changing(hold_id, instance, changed, after)
             if is_active and self._loosens(before, new):
-                what = "the source made it a state lock, or let it expire"
+                what = "the source made it a state lock, has it block less, or let it expire"
                 self.endings.append(Ending(hold_id, instance, what, changing))
             else:
                 self.change.append(changing)
 
     def _loosens(self, before: Mapping[str, Any], new: NewHold) -> bool:
-        weaker = before["kind"] == Kind.BOOT_LOCK and new.kind is Kind.STATE_LOCK
+        blocked = operations.blocked(before["kind"], before["blocks"])
+        weaker = not blocked <= operations.blocked(new.kind, new.blocks)
         return weaker or (new.until is not None and new.until <= self.now)
 
     def _missing(self, ref: str, hold_id: str, is_active: bool) -> None:
@@ -448,6 +455,7 @@ def new_hold(order: Order, source: str) -> NewHold:
         grace=order.grace,
         isolate=order.isolate,
         until=order.until,
+        blocks=order.blocks,
     )
 
 
