@@ -3,8 +3,9 @@
 It reads Nova as a host would, with the scope ``cloud``, and writes holds where all hosts read them.
 All that it knows is in the registry: which holds are its own (``PLACED_BY``), and how many it ended
 lately, whichever relay that was. So another can take over at any moment, and this one can be killed
-at any. Two never write at once: only who has the office does, and looks before each write whether
-it is still his.
+at any. Two never write at once: only who has the office does, in one term of it from his first look
+to his last write. A write that arrives when the term is over, however long it was on its way, is
+none (``HoldWriter.begin``).
 
 The rules are those of the reconciler on a host: only RELEASED, with evidence, ends a hold, no hold
 of another is touched, and more endings than ``Limits`` allow end nothing: an admin does it by hand,
@@ -22,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from bootlockd.fleet.wire import Term
 from bootlockd.sources.base import Known, Order, Reading, Said, Source, SourceError, printable_line
 from bootlockd.sources.nova import ref_of
 from bootlockd.sources.reconcile import Limits
@@ -46,6 +48,9 @@ class Standing:
 class HoldWriter(Protocol):
     """What the relay needs of a registry. All calls raise SourceError when it can't be had."""
 
+    def begin(self, term: Term) -> None:
+        """Write in this term from now on, and nothing once it is over."""
+
     def standing(self) -> Sequence[Standing]:
         """All holds, those that were released too."""
 
@@ -60,11 +65,8 @@ class Office(Protocol):
     """What only one relay has at a time."""
 
     @property
-    def is_mine(self) -> bool:
-        """Whether it is for now, without asking."""
-
-    def ask(self) -> bool:
-        """Take it or keep it."""
+    def term(self) -> Term | None:
+        """The one that lasts for now; another one after each break."""
 
 
 @dataclass(frozen=True)
@@ -136,26 +138,41 @@ class Relay:
         self._now = now
         #: As ``Known.held`` is to be: what stands at the moment of each question.
         self._held: dict[str, Order] = {}
+        self._term: Term | None = None
+        #: Ids of what may have been placed, by ref: of those writes there was no answer.
+        self._tried: dict[str, str] = {}
         self._stopped = ""
 
     def serve(self, stop: threading.Event) -> None:
-        """Until ``stop`` is set or the office is another's. Raises SourceError."""
-        if not self._office.ask():
+        """Until ``stop`` is set or the term is over. Raises SourceError."""
+        term = self._office.term
+        if term is None:
             return
+        self._begin(term)
         self._look()
         for reading in self._source.follow(Known(held=self._held), stop):
-            if stop.is_set() or not self._office.ask():
+            # What was read in an earlier term is no evidence against what another placed since.
+            if stop.is_set() or self._office.term != term:
                 return
-            self.take(reading)
+            self._take(reading)
 
-    def take(self, reading: Reading) -> None:
-        """Write what one reading comes to. Raises SourceError, also when the office is lost."""
+    def _begin(self, term: Term) -> None:
+        self._writer.begin(term)
+        if term != self._term:
+            # Nothing of an earlier term can arrive any more.
+            self._tried.clear()
+        self._term = term
+
+    def _take(self, reading: Reading) -> None:
+        """Write what one reading comes to. Raises SourceError, also when the term is over."""
         steps = plan(self._look(), reading, limits=self._limits, now=self._time())
         for fault in reading.faults:
             log.warning("relay: %s", fault)
         for order in steps.place:
             self._require_office()
-            hold_id = secrets.token_hex(8)
+            # The same again until it is seen: a write without an answer may still arrive.
+            ref = ref_of(order.instance, order.kind)
+            hold_id = self._tried.setdefault(ref, secrets.token_hex(8))
             self._writer.place(hold_id, order, now=self._time())
             log.info("relay placed hold=%s instance=%s", hold_id, order.instance)
         for hold_id, evidence in steps.release:
@@ -173,11 +190,13 @@ class Relay:
         self._held.clear()
         for ref, holds in held_by_ref(standing, self._time()).items():
             self._held[ref] = holds[0].order
+        arrived = {hold.id for hold in standing}
+        self._tried = {ref: one for ref, one in self._tried.items() if one not in arrived}
         return standing
 
     def _require_office(self) -> None:
-        # A pause of this process may have been long enough for another to take it.
-        if not self._office.is_mine:
+        # Not to bother etcd, which would refuse it as well.
+        if self._office.term != self._term:
             raise SourceError("relay: the office is not known to be ours any more", "it asks anew")
 
     def _time(self) -> int:

@@ -19,8 +19,9 @@ from bootlockd.errors import BootlockdError, ConfigError
 from bootlockd.fleet.client import Client
 from bootlockd.fleet.errors import EtcdError
 from bootlockd.fleet.keys import Keys, host_name
-from bootlockd.fleet.lease import Office
+from bootlockd.fleet.lease import Office, TermClient
 from bootlockd.fleet.registry import Registry
+from bootlockd.fleet.wire import Term
 from bootlockd.notify import notify, watchdog_interval
 from bootlockd.relay import Relay, Standing
 from bootlockd.sources.base import Known, Order, Reading, Source, SourceError
@@ -46,8 +47,13 @@ LEASE = 15
 class RegistryWriter:
     """The registry, as a relay writes it."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+    def __init__(self, client: TermClient, keys: Keys) -> None:
+        self._client = client
+        self._registry = Registry(client, keys)
+
+    def begin(self, term: Term) -> None:
+        """Write in this term from now on, and nothing once it is over."""
+        self._client.term = term
 
     def standing(self) -> Sequence[Standing]:
         """All holds that can be read: of what can't, nobody knows whose it is."""
@@ -85,20 +91,6 @@ def _in_words() -> Iterator[None]:
         raise SourceError(f"the registry: {error}", error.hint) from error
 
 
-class _Kept:
-    """An office that another thread keeps: to ask is to look."""
-
-    def __init__(self, office: Office) -> None:
-        self._office = office
-
-    @property
-    def is_mine(self) -> bool:
-        return self._office.is_mine
-
-    def ask(self) -> bool:
-        return self._office.is_mine
-
-
 class _Heard:
     """A source that calls ``done`` when what it said has been written."""
 
@@ -129,13 +121,12 @@ class RelayService:
         self._lost = threading.Event()
         self._lost.set()
         # A client is one thread's own.
-        self._clients = [Client(fleet), Client(fleet)]
+        asks, writes = Client(fleet), TermClient(fleet)
+        self._clients = [asks, writes]
         keys = Keys(fleet.prefix)
-        self._office = Office(self._clients[0], keys.lead(OFFICE), name=host_name(fleet), ttl=lease)
-        writer = RegistryWriter(Registry(self._clients[1], keys))
-        self._relay = Relay(
-            _Heard(source, self._written), writer, _Kept(self._office), limits_of(config)
-        )
+        self._office = Office(asks, keys.lead(OFFICE), name=host_name(fleet), ttl=lease)
+        writer = RegistryWriter(writes, keys)
+        self._relay = Relay(_Heard(source, self._written), writer, self._office, limits_of(config))
         self._stale_after = config.sync.stale_after
         self._patience = max(
             LEAST_PATIENCE, config.sync.stale_after, 2 * config.sync.interval + LONGEST_PAUSE
@@ -187,7 +178,7 @@ class RelayService:
                 mine = self._office.ask()
                 self._well("office")
             except EtcdError as error:
-                mine = self._office.is_mine
+                mine = self._office.term is not None
                 self._failed("office", error)
             if mine != had:
                 log.info("relay: the office is %s", "ours" if mine else "not ours")
@@ -276,7 +267,7 @@ class RelayService:
         self._is_stale = is_stale
 
     def _announce(self) -> None:
-        summary = "leads" if self._office.is_mine else "stands by"
+        summary = "leads" if self._office.term else "stands by"
         if self._problems:
             summary += f"; failing: {', '.join(sorted(self._problems))}"
         lines = ["WATCHDOG=1"]

@@ -15,12 +15,12 @@ import pytest
 from bootlockd.config import Fleet
 from bootlockd.fleet import wire
 from bootlockd.fleet.client import PAGE, Client, Stream
-from bootlockd.fleet.errors import Compacted, EtcdError, Forbidden, NoMember, TooLong
+from bootlockd.fleet.errors import Compacted, EtcdError, Forbidden, NoMember, TermOver, TooLong
 from bootlockd.fleet.facts import Facts
 from bootlockd.fleet.follower import Follower
 from bootlockd.fleet.history import Standing
 from bootlockd.fleet.keys import Keys
-from bootlockd.fleet.lease import Lease, Office
+from bootlockd.fleet.lease import Lease, Office, TermClient
 from bootlockd.fleet.registry import Registry
 from bootlockd.fleet.wire import Frame
 from bootlockd.sources.base import Order
@@ -218,13 +218,45 @@ def test_an_office_is_held_by_one_and_goes_to_another_when_he_is_gone(
     first, second = (Office(client, keys.lead("nova"), name=name, ttl=2) for name in "ab")
     assert (first.ask(), second.ask()) == (True, False)
     assert (first.ask(), second.ask()) == (True, False)
-    assert (first.is_mine, second.is_mine) == (True, False)
+    assert (bool(first.term), bool(second.term)) == (True, False)
     first.give_back()
-    assert not first.is_mine
+    assert not first.term
     assert second.ask()
     # It dies: nobody gives it back.
     wait_until(first.ask, "the lease has ended")
-    assert not second.is_mine, "who had it knows that it is over before another has it"
+    assert not second.term, "who had it knows that it is over before another has it"
+
+
+def test_in_a_term_of_an_office_one_writes_and_after_it_nothing(client: Client, keys: Keys) -> None:
+    office = Office(client, keys.lead("nova"), name="a", ttl=60)
+    key, other = keys.hold("1" * 16), keys.hold("2" * 16)
+    assert office.ask()
+    first = office.term
+    header, written, _ = client.write(key, b"x", mod=0, term=first)
+    assert written
+    # What stands there instead is told, as ever.
+    _, written, there = client.write(key, b"y", mod=0, term=first)
+    assert (written, there and there.value) == (False, b"x")
+    removal = {"key": wire.text_of(keys.lead("nova"))}
+    for end in (office.give_back, lambda: client.ask("/v3/kv/deleterange", removal)):
+        over = office.term
+        end()
+        for wanted, mod in ((key, header.revision), (other, 0)):
+            with pytest.raises(TermOver):
+                client.write(wanted, b"late", mod=mod, term=over)
+        # The same office again is another term.
+        assert office.ask()
+        with pytest.raises(TermOver):
+            client.write(key, b"late", mod=header.revision, term=over)
+    assert client.write(key, b"y", mod=header.revision, term=office.term)[1]
+    assert client.get(other)[1] is None
+
+
+def test_who_writes_in_terms_writes_nothing_without_one(cluster: Cluster, keys: Keys) -> None:
+    with closing(TermClient(cluster.settings())) as client:
+        with pytest.raises(TermOver):
+            client.write(keys.hold("1" * 16), b"x", mod=0)
+        assert client.get(keys.hold("1" * 16))[1] is None
 
 
 # -- who may --------------------------------------------------------------------------------------

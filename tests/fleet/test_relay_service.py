@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -21,6 +22,7 @@ from bootlockd.fleet.registry import Entry, Registry, in_force
 from bootlockd.relay import PLACED_BY
 from bootlockd.relayservice import OFFICE, relay_service
 from etcdcluster import Cluster
+from fleet.proxy import Proxy
 from manager import Manager
 from privatehost import PATIENCE, wait_until
 
@@ -36,14 +38,13 @@ def uuid(number: int) -> str:
 class RelayProcess:
     """One relay, and what its Nova says."""
 
-    def __init__(self, name: str, cluster: Cluster, keys: Keys, directory: Path) -> None:
+    def __init__(self, name: str, endpoints: Sequence[str], keys: Keys, directory: Path) -> None:
         self.name = name
         self.manager = Manager(directory / f"{name}.sock")
         self._nova = directory / f"{name}.nova"
         self._log = directory / f"{name}.log"
         self.says()
-        endpoints = ",".join(cluster.settings().endpoints)
-        words = [name, endpoints, keys.prefix, str(LEASE), str(self._nova)]
+        words = [name, ",".join(endpoints), keys.prefix, str(LEASE), str(self._nova)]
         command = [sys.executable, str(PROCESS), *words]
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
@@ -71,15 +72,18 @@ class RelayProcess:
         self.manager.close()
 
 
-Starter = Callable[[str], RelayProcess]
+class Starter(Protocol):
+    def __call__(self, name: str, endpoints: Sequence[str] = ()) -> RelayProcess:
+        """Start a relay that asks these members, or all."""
 
 
 @pytest.fixture
 def start(cluster: Cluster, keys: Keys, tmp_path: Path) -> Iterator[Starter]:
     running: list[RelayProcess] = []
 
-    def started(name: str) -> RelayProcess:
-        running.append(RelayProcess(name, cluster, keys, tmp_path))
+    def started(name: str, endpoints: Sequence[str] = ()) -> RelayProcess:
+        endpoints = endpoints or cluster.settings().endpoints
+        running.append(RelayProcess(name, endpoints, keys, tmp_path))
         return running[-1]
 
     yield started
@@ -87,14 +91,14 @@ def start(cluster: Cluster, keys: Keys, tmp_path: Path) -> Iterator[Starter]:
         relay.end()
 
 
-def leader(start: Starter) -> RelayProcess:
-    relay = start("one")
+def leader(start: Starter, *endpoints: str) -> RelayProcess:
+    relay = start("one", endpoints)
     wait_until(relay.leads, "it has the office")
     return relay
 
 
-def both(start: Starter) -> tuple[RelayProcess, RelayProcess]:
-    one, two = leader(start), start("two")
+def both(start: Starter, *endpoints: str) -> tuple[RelayProcess, RelayProcess]:
+    one, two = leader(start, *endpoints), start("two")
     wait_until(lambda: "STATUS=stands by" in two.manager.lines(), "the other stands by")
     return one, two
 
@@ -191,6 +195,33 @@ def test_an_ex_leader_that_was_cut_off_writes_nothing(start: Starter, registry: 
         two.says(**{f"_{number}": "held"})
         wait_until(partial(is_held, number, registry), "the other still writes")
     assert held(registry) == {10, 20, *range(40, 50)}
+
+
+@pytest.mark.parametrize("late", [{"_30": "held"}, {"_10": "released"}])
+def test_a_write_that_arrives_when_another_has_the_office_is_none(
+    start: Starter, registry: Registry, cluster: Cluster, late: dict[str, str]
+) -> None:
+    with Proxy(cluster.url(0)) as proxy:
+        one, two = both(start, proxy.url)
+        one.says(_10="held")
+        wait_until(lambda: held(registry) == {10}, "the leader writes")
+        proxy.catch(b"/v3/kv/txn")
+        one.says(**late)
+        wait_until(proxy.caught.is_set, "a write is under way")
+        one.process.send_signal(signal.SIGSTOP)
+        two.says(_10="held", _20="held")
+        wait_until(lambda: held(registry) == {10, 20}, "the other took over")
+        proxy.let_go()
+        wait_until(proxy.answered.is_set, "the write has arrived")
+        assert held(registry) == {10, 20}
+        one.process.send_signal(signal.SIGCONT)
+        wait_until(
+            lambda: "the office is not ours" in one.log(), "it knows that it is none any more"
+        )
+        two.says(_40="held")
+        wait_until(partial(is_held, 40, registry), "the other still writes")
+        assert held(registry) == {10, 20, 40}
+        assert len(registry.holds()) == 3
 
 
 def test_more_releases_than_allowed_wait_for_an_admin_who_does_them_himself(

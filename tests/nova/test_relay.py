@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bootlockd.config import Nova, NovaScope
+from bootlockd.fleet.wire import Term
 from bootlockd.relay import PLACED_BY, Plan, Relay, Standing, plan
 from bootlockd.sources.base import Known, Observation, Order, Reading, Said, SourceError
 from bootlockd.sources.nova import NovaSource, ref_of
@@ -146,13 +149,19 @@ class FakeRegistry:
 
     def __init__(self) -> None:
         self.holds: dict[str, Standing] = {}
+        self.terms: list[Term] = []
+        self.ids: list[str] = []
         self.writes = 0
         self.fails_after = 1_000_000
+
+    def begin(self, term: Term) -> None:
+        self.terms.append(term)
 
     def standing(self) -> list[Standing]:
         return list(self.holds.values())
 
     def place(self, hold_id: str, order: Order, *, now: int) -> None:
+        self.ids.append(hold_id)
         self._write()
         self.holds.setdefault(hold_id, Standing(hold_id, order))
 
@@ -169,25 +178,48 @@ class FakeRegistry:
             raise SourceError("etcd: no answer")
 
 
-class FakeOffice:
-    """Is had for so many questions."""
+TERM = Term(b"leads/relay-nova", 7, 1)
 
-    def __init__(self, questions: int = 1_000_000) -> None:
+
+class FakeOffice:
+    """Is had for so many questions, and then, if it ``comes_back``, once more."""
+
+    def __init__(self, questions: int = 1_000_000, *, comes_back: bool = False) -> None:
         self.questions = questions
+        self._after = replace(TERM, mod=8) if comes_back else None
 
     @property
-    def is_mine(self) -> bool:
+    def term(self) -> Term | None:
         self.questions -= 1
-        return self.questions >= 0
+        return TERM if self.questions >= 0 else self._after
 
-    def ask(self) -> bool:
-        return self.is_mine
+
+class Once:
+    """A source that has one thing to say."""
+
+    name = "nova"
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    def read(self, known: Known) -> Reading:
+        return self._reading
+
+    def follow(self, known: Known, stop: threading.Event) -> Iterator[Reading]:
+        yield self._reading
 
 
 def relay(fake: FakeNova, registry: FakeRegistry, office: FakeOffice | None = None) -> Relay:
     settings = Nova(cloud="test", scope=NovaScope.CLOUD)
     source = NovaSource(settings, interval=0.001, connect=fake.connect)
     return Relay(source, registry, office or FakeOffice(), LIMITS, now=lambda: START)
+
+
+def takes(reading: Reading, registry: FakeRegistry, office: FakeOffice | None = None) -> Relay:
+    """A relay that has written what one reading comes to."""
+    made = Relay(Once(reading), registry, office or FakeOffice(), LIMITS, now=lambda: START)
+    made.serve(threading.Event())
+    return made
 
 
 def cloud(count: int) -> FakeNova:
@@ -231,8 +263,7 @@ def test_who_loses_the_office_writes_no_more_and_the_next_goes_on(questions: int
     except SourceError as error:
         assert "office" in str(error)  # noqa: PT017 - that it is raised depends on when
     assert registry.writes == max(0, questions - 2)
-    second = relay(fake, registry)
-    second.take(NovaSource(Nova(scope=NovaScope.CLOUD), connect=fake.connect).read(Known()))
+    takes(NovaSource(Nova(scope=NovaScope.CLOUD), connect=fake.connect).read(Known()), registry)
     assert registry.in_force() == [uuid(0), uuid(1), uuid(2)]
     assert registry.writes == 3
 
@@ -247,5 +278,43 @@ def test_a_registry_that_fails_in_between_is_an_error_and_the_next_turn_mends_it
         relay(fake, registry).serve(threading.Event())
     registry.fails_after = 1_000_000
     reading = NovaSource(Nova(scope=NovaScope.CLOUD), connect=fake.connect).read(Known())
-    relay(fake, registry).take(reading)
+    takes(reading, registry)
     assert registry.in_force() == [uuid(0), uuid(1), uuid(2)]
+
+
+def test_what_was_read_in_an_earlier_term_is_not_written_in_a_later_one() -> None:
+    """Another may have written in between, of what Nova says since."""
+    registry = FakeRegistry()
+    takes(whole(held(A)), registry)
+    for questions in range(1, 3):
+        stale = FakeOffice(questions, comes_back=True)
+        with suppress(SourceError):
+            takes(whole(released(A), held(B)), registry, stale)
+    assert registry.in_force() == [A]
+    assert set(registry.terms) == {TERM}
+
+
+def test_a_write_without_an_answer_is_tried_as_the_same_hold_until_it_is_seen() -> None:
+    """It may arrive after a look that did not show it, and must not be a second one then."""
+    registry = FakeRegistry()
+    again = relay(cloud(1), registry)
+    registry.fails_after = 0
+    for _ in range(2):
+        with pytest.raises(SourceError, match="no answer"):
+            again.serve(threading.Event())
+    (tried,) = set(registry.ids)
+    # It arrives, and is ended by hand: what is placed after that is another hold.
+    registry.holds[tried] = Standing(tried, order(uuid(0)), START, "root")
+    with pytest.raises(SourceError, match="no answer"):
+        again.serve(threading.Event())
+    assert len(set(registry.ids)) == 2
+
+
+def test_what_was_tried_in_an_earlier_term_is_not_tried_again() -> None:
+    registry, office = FakeRegistry(), FakeOffice(3, comes_back=True)
+    registry.fails_after = 0
+    again = relay(cloud(1), registry, office)
+    for _ in range(2):
+        with pytest.raises(SourceError, match="no answer"):
+            again.serve(threading.Event())
+    assert len(set(registry.ids)) == 2

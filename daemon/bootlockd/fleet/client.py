@@ -24,8 +24,16 @@ from urllib3.exceptions import HTTPError
 
 from bootlockd.config import Fleet
 from bootlockd.fleet import wire
-from bootlockd.fleet.errors import BadAnswer, Compacted, EtcdError, Forbidden, NoMember, TooLong
-from bootlockd.fleet.wire import Frame, Header, KeyValue, Page
+from bootlockd.fleet.errors import (
+    BadAnswer,
+    Compacted,
+    EtcdError,
+    Forbidden,
+    NoMember,
+    TermOver,
+    TooLong,
+)
+from bootlockd.fleet.wire import Frame, Header, KeyValue, Page, Term
 
 #: How many keys are asked for at once.
 PAGE = 1000
@@ -128,29 +136,38 @@ class Client:
         return page.header, page.items[0] if page.items else None
 
     def write(
-        self, key: bytes, value: bytes, *, mod: int, lease: int = 0
+        self, key: bytes, value: bytes, *, mod: int, lease: int = 0, term: Term | None = None
     ) -> tuple[Header, bool, KeyValue | None]:
-        """Write ``key`` if it is still at ``mod`` (0: if there is none).
+        """Write ``key`` if it is still at ``mod`` (0: if there is none), and only in ``term``.
 
-        Whether it was written; else what stands there. Raises EtcdError.
+        Whether it was written; else what stands there. Raises TermOver or another EtcdError.
         """
         encoded = wire.text_of(key)
+        compare = [{"key": encoded, "target": "MOD", "result": "EQUAL", "mod_revision": str(mod)}]
+        looks = [{"request_range": {"key": encoded}}]
+        if term:
+            # In one transaction: etcd says when the term ends, whenever the question arrives.
+            compare += _lasting(term)
+            looks += [{"request_range": {"key": wire.text_of(term.key)}}]
         question = {
-            "compare": [
-                {"key": encoded, "target": "MOD", "result": "EQUAL", "mod_revision": str(mod)}
-            ],
+            "compare": compare,
             "success": [
                 {"request_put": {"key": encoded, "value": wire.text_of(value), "lease": str(lease)}}
             ],
-            "failure": [{"request_range": {"key": encoded}}],
+            "failure": looks,
         }
         answer = self.ask("/v3/kv/txn", question)
         if answer.get("succeeded") is True:
             return wire.header_of(answer), True, None
-        for response in wire.tables(answer, "responses"):
-            for item in wire.tables(wire.table(response, "response_range"), "kvs"):
-                return wire.header_of(answer), False, wire.item_of(item)
-        return wire.header_of(answer), False, None
+        there = [
+            next(map(wire.item_of, wire.tables(wire.table(said, "response_range"), "kvs")), None)
+            for said in wire.tables(answer, "responses")
+        ]
+        if len(there) != len(looks):
+            raise BadAnswer(f"{len(there)} answers to {len(looks)} questions")
+        if term and (there[1] is None or there[1].mod != term.mod):
+            raise TermOver("nothing was written: the office is not ours any more")
+        return wire.header_of(answer), False, there[0]
 
     def grant(self, seconds: int) -> int:
         """A lease that ends if it is not kept alive. Raises EtcdError."""
@@ -309,6 +326,16 @@ class Stream:
         # The frame that says why it ends has no newline.
         if size:
             yield b"".join(parts)
+
+
+def _lasting(term: Term) -> list[dict[str, str]]:
+    """What is so as long as the term lasts."""
+    key = wire.text_of(term.key)
+    return [
+        {"key": key, "target": "MOD", "result": "EQUAL", "mod_revision": str(term.mod)},
+        # A registry that was restored counts its revisions again.
+        {"key": key, "target": "LEASE", "result": "EQUAL", "lease": str(term.lease)},
+    ]
 
 
 class _StaleToken(EtcdError):

@@ -6,6 +6,7 @@ Unreachable
     ├── Forbidden        password, certificate or rights
     ├── Compacted        this revision is history that etcd has thrown away
     ├── TooLong          an answer beyond all bounds
+    ├── TermOver         what a write was to depend on is over
     └── BadAnswer        not what etcd says
 """
 
@@ -32,6 +33,10 @@ class Compacted(EtcdError):
 
 class TooLong(EtcdError):
     """More than ``wire.LONGEST`` bytes in one line."""
+
+
+class TermOver(EtcdError):
+    """Nothing was written: the office is not ours any more, or not without a break."""
 
 
 class BadAnswer(EtcdError):

@@ -38,6 +38,15 @@ class KeyValue:
 
 
 @dataclass(frozen=True)
+class Term:
+    """A key that somebody has by a lease, as it was written: gone or written anew, it is over."""
+
+    key: bytes
+    mod: int
+    lease: int
+
+
+@dataclass(frozen=True)
 class Page:
     """Keys of a range, in order. ``count``: of the whole range."""
 
