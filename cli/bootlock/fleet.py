@@ -21,6 +21,7 @@ from bootlockd.fleet import registry
 from bootlockd.fleet.errors import EtcdError
 from bootlockd.fleet.keys import Keys, host_name
 from bootlockd.fleet.registry import Entry, Registry, Seen
+from bootlockd.fleet.relays import RelayReport
 from bootlockd.sources.base import Order
 from lockdb import journal, permits
 from lockdb.errors import NotFound
@@ -216,16 +217,18 @@ def status(app: App, prefix: str, *, as_json: bool) -> Exit:
     return Exit.DONE if seen and not missing else Exit.REFUSED
 
 
-def hosts(app: App, *, as_json: bool) -> Exit:
-    """All hosts, and how they are."""
+def hosts(app: App, *, as_json: bool, alone: bool = True) -> Exit:
+    """All hosts and how they are; unless ``alone``, as JSON too, the relay."""
     with opened(app) as there:
         newest = there.newest()
         cluster, seen = there.hosts()
+        relay = there.relay()
     faults = {host.report.name: _fault(host, cluster, newest) for host in seen}
+    ill = _relay_fault(relay, app.now()) if relay else ""
     if as_json:
-        output.print_json(
-            [_host_as_dict(host) | {"fault": faults[host.report.name]} for host in seen]
-        )
+        listed = [_host_as_dict(host) | {"fault": faults[host.report.name]} for host in seen]
+        told = _relay_as_dict(relay) | {"fault": ill} if relay else None
+        output.print_json(listed if alone else {"hosts": listed, "relay": told})
     else:
         output.print_table(
             ["HOST", "STATE", "LAST SEEN", "APPLIED", "ARMED", "HELD HERE", "FAULT"],
@@ -242,7 +245,36 @@ def hosts(app: App, *, as_json: bool) -> Exit:
                 for host in seen
             ],
         )
-    return Exit.REFUSED if any(faults.values()) else Exit.DONE
+        if relay:
+            # Not among the lines of the hosts, which programs read.
+            output.note(_relay_line(relay, ill))
+    return Exit.REFUSED if ill or any(faults.values()) else Exit.DONE
+
+
+def _relay_as_dict(relay: RelayReport) -> dict[str, Any]:
+    fields = asdict(relay)
+    del fields["problem"], fields["stale_after"]
+    return fields | {"read_at": relay.read_at or None, "whole_at": relay.whole_at or None}
+
+
+def _relay_line(relay: RelayReport, fault: str) -> str:
+    read, whole = (output.moment(at) if at else "never" for at in (relay.read_at, relay.whole_at))
+    leads = f"{relay.name} leads" if relay.leads else f"none leads; the last was {relay.name}"
+    told = f"relay: {leads}; holds {relay.holds}; Nova read at {read}, whole at {whole}"
+    return f"{told}; FAULT: {fault}" if fault else told
+
+
+def _relay_fault(relay: RelayReport, now: int) -> str:
+    faults = [] if relay.leads else ["no relay leads: what is locked or unlocked in Nova waits"]
+    if relay.problem:
+        return "; ".join([*faults, relay.problem])
+    if relay.leads and relay.is_stale(now):
+        faults.append("it has read nothing of Nova for too long")
+    if relay.faults:
+        faults.append(f"Nova could not tell of {relay.faults} servers")
+    if relay.waiting:
+        faults.append(f"{relay.waiting} releases are too many at once")
+    return "; ".join(faults)
 
 
 def _fault(host: Seen, cluster: str, newest: int) -> str:

@@ -24,7 +24,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from bootlockd import __version__
+from bootlockd import __version__, relaystate
 from bootlockd.config import parse_listen
 from bootlockd.errors import BootlockdError, Unreachable
 from lockdb import breakglass, counts, onlooker, proofs, sources
@@ -47,13 +47,19 @@ class MetricsServer:
     """Serves one address until stopped."""
 
     def __init__(
-        self, listen: str, database: Path, status: Status, break_glass: Path = breakglass.PATH
+        self,
+        listen: str,
+        database: Path,
+        status: Status,
+        break_glass: Path = breakglass.PATH,
+        relay: tuple[Path, Path] = (relaystate.SETTINGS, relaystate.PATH),
     ) -> None:
         self._address = parse_listen(listen)
         self._registry = CollectorRegistry()
         self._registry.register(_Daemon(status))
         self._registry.register(_Database(database))
         self._registry.register(_Host(break_glass))
+        self._registry.register(_Relay(*relay))
         ProcessCollector(registry=self._registry)
 
     def start(self) -> None:
@@ -209,6 +215,36 @@ class _Host(Collector):
         yield _info("build", "The version of what exports this.", __version__)
         is_open = self._break_glass.exists()
         yield _gauge("break_glass", "Starts that can't be decided go through.", is_open)
+
+
+class _Relay(Collector):
+    """How this machine's relay is, on one that should have it."""
+
+    def __init__(self, settings: Path, state: Path) -> None:
+        self._settings = settings
+        self._state = state
+
+    def collect(self) -> Iterator[Metric]:
+        report = relaystate.load(self._state)
+        if report is None and not relaystate.is_expected(self._settings):
+            return
+        yield _gauge("relay_up", "This machine's relay runs.", report is not None)
+        leads = report is not None and report.leads
+        yield _gauge("relay_leads", "It is the one that writes.", leads)
+        if report is None:
+            return
+        yield _gauge("relay_failing", "It can't reach Nova or the registry.", bool(report.failing))
+        if not report.leads:
+            # What it knew when it led, if it ever did.
+            return
+        read = "When what Nova said was last written; 0: never."
+        yield _gauge("relay_last_success_timestamp_seconds", read, report.read_at)
+        whole = "When all that Nova says was; 0: never."
+        yield _gauge("relay_last_whole_timestamp_seconds", whole, report.whole_at)
+        yield _gauge("relay_holds", "Its holds in force in the registry.", report.holds)
+        yield _gauge("relay_faults", "What Nova could not tell.", report.faults)
+        wait = "Releases that wait for an admin."
+        yield _gauge("relay_waiting_releases", wait, report.waiting)
 
 
 def _gauge(name: str, words: str, value: float) -> GaugeMetricFamily:

@@ -76,8 +76,9 @@ class Plan:
     place: Sequence[Order] = ()
     #: Ids, and what says so.
     release: Sequence[tuple[str, str]] = ()
-    #: Why nothing is released, if anything would be.
+    #: Why nothing is released, if anything would be, and how many.
     stopped: str = ""
+    waiting: int = 0
 
 
 def plan(standing: Sequence[Standing], reading: Reading, *, limits: Limits, now: int) -> Plan:
@@ -105,7 +106,7 @@ def plan(standing: Sequence[Standing], reading: Reading, *, limits: Limits, now:
             f"{len(release)} of {active} holds would end, where {allowed} may within"
             f" {limits.window} s"
         )
-        return Plan(tuple(place), (), stopped)
+        return Plan(tuple(place), (), stopped, len(release))
     return Plan(tuple(place), tuple(release))
 
 
@@ -118,6 +119,20 @@ def held_by_ref(standing: Sequence[Standing], now: int) -> dict[str, list[Standi
         if order.placed_by == PLACED_BY and not is_over:
             held.setdefault(ref_of(order.instance, order.kind), []).append(hold)
     return held
+
+
+@dataclass(frozen=True)
+class Written:
+    """How far the registry is with Nova. ``whole_at``, ``faults``: at the last look at all of it.
+
+    ``waiting``: releases that are more than the limits allow.
+    """
+
+    at: int = 0
+    whole_at: int = 0
+    holds: int = 0
+    faults: int = 0
+    waiting: int = 0
 
 
 class Relay:
@@ -142,6 +157,8 @@ class Relay:
         #: Ids of what may have been placed, by ref: of those writes there was no answer.
         self._tried: dict[str, str] = {}
         self._stopped = ""
+        #: Replaced as a whole after each reading.
+        self.written = Written()
 
     def serve(self, stop: threading.Event) -> None:
         """Until ``stop`` is set or the term is over. Raises SourceError."""
@@ -161,6 +178,7 @@ class Relay:
         if term != self._term:
             # Nothing of an earlier term can arrive any more.
             self._tried.clear()
+            self.written = Written()
         self._term = term
 
     def _take(self, reading: Reading) -> None:
@@ -184,6 +202,15 @@ class Relay:
         self._stopped = steps.stopped
         if steps.place or steps.release:
             self._look()
+        before, now = self.written, self._time()
+        unknown = sum(one.said is Said.UNKNOWN for one in reading.observations)
+        self.written = Written(
+            now,
+            now if reading.whole else before.whole_at,
+            len(self._held),
+            unknown + len(reading.faults) if reading.whole else before.faults,
+            steps.waiting,
+        )
 
     def _look(self) -> Sequence[Standing]:
         standing = self._writer.standing()

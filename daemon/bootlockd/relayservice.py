@@ -7,6 +7,7 @@ other follows Nova for as long as the office is had. The main thread only watche
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import time
@@ -14,13 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from bootlockd import relaystate
 from bootlockd.config import Config, NovaScope
 from bootlockd.errors import BootlockdError, ConfigError
 from bootlockd.fleet.client import Client
 from bootlockd.fleet.errors import EtcdError
 from bootlockd.fleet.keys import Keys, host_name
 from bootlockd.fleet.lease import Office, TermClient
-from bootlockd.fleet.registry import Registry
+from bootlockd.fleet.registry import OFFICE, Registry
+from bootlockd.fleet.relays import RelayReport
 from bootlockd.fleet.wire import Term
 from bootlockd.notify import notify, watchdog_interval
 from bootlockd.relay import Relay, Standing
@@ -36,12 +39,14 @@ from bootlockd.sources.runner import (
     limits_of,
 )
 from lockdb.errors import AlreadyEnded, LockDBError
+from lockdb.when import iso
 
 log = logging.getLogger(__name__)
 
-OFFICE = "relay-nova"
 #: Seconds after which the office of a relay that died is another's.
 LEASE = 15
+#: Seconds between two notes in the registry, where nothing has changed but the time.
+NOTED = 10.0
 
 
 class RegistryWriter:
@@ -71,6 +76,11 @@ class RegistryWriter:
         """Place a hold; one that is there already with this id is left as it is."""
         with _in_words():
             self._registry.place(order, now=now, hold_id=hold_id)
+
+    def note(self, report: RelayReport) -> None:
+        """Say how far this relay is."""
+        with _in_words():
+            self._registry.note_relay(report)
 
     def release(self, hold_id: str, *, reason: str, by: str, now: int) -> None:
         """End it; one that has ended stays so."""
@@ -124,9 +134,15 @@ class RelayService:
         asks, writes = Client(fleet), TermClient(fleet)
         self._clients = [asks, writes]
         keys = Keys(fleet.prefix)
-        self._office = Office(asks, keys.lead(OFFICE), name=host_name(fleet), ttl=lease)
-        writer = RegistryWriter(writes, keys)
-        self._relay = Relay(_Heard(source, self._written), writer, self._office, limits_of(config))
+        self._name = host_name(fleet)
+        self._office = Office(asks, keys.lead(OFFICE), name=self._name, ttl=lease)
+        self._writer = RegistryWriter(writes, keys)
+        self._relay = Relay(
+            _Heard(source, self._written), self._writer, self._office, limits_of(config)
+        )
+        self._state = relaystate.given_directory(os.environ)
+        self._unsaid = ""
+        self._noted: tuple[float, RelayReport] = -NOTED, RelayReport()
         self._stale_after = config.sync.stale_after
         self._patience = max(
             LEAST_PATIENCE, config.sync.stale_after, 2 * config.sync.interval + LONGEST_PAUSE
@@ -226,19 +242,51 @@ class RelayService:
         self._pause = FIRST_PAUSE
         self._fresh = time.monotonic()
         self._well("relay")
+        self._note()
+        self._wake.set()
+
+    def _note(self) -> None:
+        """Tell the registry."""
+        report, (at, before) = self._report(), self._noted
+        if time.monotonic() < at + NOTED and replace(report, read_at=before.read_at) == before:
+            return
+        try:
+            self._writer.note(report)
+        except SourceError as error:
+            # Of holds it writes all the same what it may.
+            self._failed("note", error, "'bootlock fleet status' does not see how far this is")
+            return
+        self._well("note")
+        self._noted = time.monotonic(), report
 
     # -- what is said ---------------------------------------------------------------------------
+
+    def _report(self) -> RelayReport:
+        written = self._relay.written
+        return RelayReport(
+            self._name,
+            leads=self._office.term is not None,
+            read_at=written.at,
+            whole_at=written.whole_at,
+            stale_after=self._stale_after,
+            holds=written.holds,
+            faults=written.faults,
+            waiting=written.waiting,
+            failing=tuple(sorted(self._problems)),
+        )
 
     def _well(self, what: str) -> None:
         if self._problems.pop(what, ""):
             log.info("relay: %s: well again", what)
         self._heard[what] = time.monotonic()
 
-    def _failed(self, what: str, error: Exception) -> None:
+    def _failed(
+        self, what: str, error: Exception, meaning: str = "nothing is written, all holds stay"
+    ) -> None:
         hint = error.hint if isinstance(error, BootlockdError) else ""
         line = " ".join((f"{error}; {hint}" if hint else str(error)).split())
         if line != self._problems.get(what):
-            log.error("relay: %s: nothing is written, all holds stay: %s", what, line)
+            log.error("relay: %s: %s: %s", what, meaning, line)
         self._problems[what] = line
         self._heard[what] = time.monotonic()
 
@@ -267,9 +315,9 @@ class RelayService:
         self._is_stale = is_stale
 
     def _announce(self) -> None:
-        summary = "leads" if self._office.term else "stands by"
-        if self._problems:
-            summary += f"; failing: {', '.join(sorted(self._problems))}"
+        report = self._report()
+        self._save(report)
+        summary = _summary(report)
         lines = ["WATCHDOG=1"]
         if not self._said:
             lines.insert(0, "READY=1")
@@ -280,6 +328,31 @@ class RelayService:
         except OSError as error:
             log.error("systemd does not listen: %s", error)
         self._said = summary
+
+    def _save(self, report: RelayReport) -> None:
+        if self._state is None:
+            return
+        problem = ""
+        try:
+            relaystate.save(self._state, report)
+        except OSError as error:
+            problem = str(error)
+        if problem and problem != self._unsaid:
+            log.error("relay: its state can't be written: %s", problem)
+        self._unsaid = problem
+
+
+def _summary(report: RelayReport) -> str:
+    """For ``systemctl status``."""
+    parts = ["leads" if report.leads else "stands by"]
+    if report.leads and report.read_at:
+        whole = iso(report.whole_at) if report.whole_at else "never"
+        parts.append(f"{report.holds} holds; Nova read at {iso(report.read_at)}, whole at {whole}")
+    if report.leads and report.waiting:
+        parts.append(f"{report.waiting} releases wait")
+    if report.failing:
+        parts.append(f"failing: {', '.join(report.failing)}")
+    return "; ".join(parts)
 
 
 def relay_service(config: Config) -> RelayService:

@@ -9,18 +9,20 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bootlockd import __version__
+from bootlockd import __version__, relaystate
 from bootlockd.config import parse_listen
 from bootlockd.durations import Durations
 from bootlockd.errors import BootlockdError, Unreachable
+from bootlockd.fleet.relays import RelayReport
 from bootlockd.metrics import ACTIONS, MetricsServer
 from daemon.fakes import place, release, uuid
 from lockdb import database, enforcements, journal, permits, proofs, refusals, sources
@@ -49,11 +51,17 @@ TYPE = re.compile(r"^# TYPE (\w+) (\w+)$", re.MULTILINE)
 
 
 @contextmanager
-def served(path: Path, status: Any = lambda: STATUS, break_glass: str = "/none") -> Iterator[str]:
+def served(
+    path: Path,
+    status: Any = lambda: STATUS,
+    break_glass: str = "/none",
+    relay: tuple[str, str] = ("/none", "/none"),
+) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = MetricsServer(f"127.0.0.1:{port}", path, status, Path(break_glass))
+    settings, state = map(Path, relay)
+    server = MetricsServer(f"127.0.0.1:{port}", path, status, Path(break_glass), (settings, state))
     server.start()
     try:
         yield f"http://127.0.0.1:{port}/metrics"
@@ -163,6 +171,56 @@ def refuse(path: Path, count: int) -> None:
     with closing(sqlite3.connect(path)) as db, db:
         spool = ["i", "start", f"h{count}", "n", 1, 1, count]
         db.execute("INSERT INTO refusal VALUES (?, ?, ?, ?, ?, ?, ?)", spool)
+
+
+def of_relay(lock_db: Path, settings: Path, state: Path) -> dict[str, float]:
+    with served(lock_db, relay=(str(settings), str(state))) as url:
+        found = numbers(url)
+    start = "bootlock_relay_"
+    return {n.removeprefix(start): value for n, value in found.items() if n.startswith(start)}
+
+
+def test_how_the_relay_is_on_a_machine_that_should_have_one(lock_db: Path, tmp_path: Path) -> None:
+    settings, state = tmp_path / "relay.toml", tmp_path / relaystate.PATH.name
+    assert of_relay(lock_db, settings, state) == {}
+    settings.touch()
+    assert of_relay(lock_db, settings, state) == {"up": 0, "leads": 0}
+    report = RelayReport("one", leads=True, read_at=60, whole_at=50, holds=3, faults=2, waiting=1)
+    relaystate.save(tmp_path, report)
+    assert of_relay(lock_db, settings, state) == {
+        "up": 1,
+        "leads": 1,
+        "failing": 0,
+        "last_success_timestamp_seconds": 60,
+        "last_whole_timestamp_seconds": 50,
+        "holds": 3,
+        "faults": 2,
+        "waiting_releases": 1,
+    }
+    relaystate.save(tmp_path, replace(report, leads=False, failing=["office"]))
+    assert of_relay(lock_db, settings, state) == {"up": 1, "leads": 0, "failing": 1}
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda text: text.replace('"beat": ', '"beat": -'),
+        lambda text: text.replace('"beat": ', '"beat": 9'),
+        lambda text: text.replace('"schema": 1', '"schema": 2'),
+        lambda _: "[" * 100_000,
+        lambda _: "",
+    ],
+)
+def test_a_relay_that_hangs_or_says_what_is_not_understood_is_not_up(
+    lock_db: Path, tmp_path: Path, harm: Callable[[str], str]
+) -> None:
+    settings, state = tmp_path / "relay.toml", tmp_path / relaystate.PATH.name
+    settings.touch()
+    relaystate.save(tmp_path, RelayReport("one", leads=True))
+    text = state.read_text()
+    assert harm(text) != text
+    state.write_text(harm(text))
+    assert of_relay(lock_db, settings, state) == {"up": 0, "leads": 0}
 
 
 def test_refusals_are_counted_once_on_their_way_into_the_journal(lock_db: Path) -> None:
@@ -301,7 +359,7 @@ def test_durations_are_counted_up_to_each_bound() -> None:
 
 
 def test_each_metric_is_documented_with_its_labels_and_none_that_is_not_there(
-    lock_db: Path,
+    lock_db: Path, tmp_path: Path
 ) -> None:
     with database.open_db(lock_db) as opened:
         row = Enforcement("a", "power", uuid(1), State.ENFORCED, "", 1, 1)
@@ -309,7 +367,8 @@ def test_each_metric_is_documented_with_its_labels_and_none_that_is_not_there(
         proofs.record(opened, "qemu:///system", armed=True, answer="", now=1)
         with opened.write() as db:
             sources.carry_out(db, sources.State("file", read_at=1), sources.Steps(), now=1)
-    with served(lock_db) as url:
+    relaystate.save(tmp_path, RelayReport("one", leads=True))
+    with served(lock_db, relay=("/none", str(tmp_path / "state.json"))) as url:
         said = text(url)
     exported = {}
     for name, kind in TYPE.findall(said):

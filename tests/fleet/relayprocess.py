@@ -1,7 +1,7 @@
 """A relay as a process of its own, which reads a file in place of Nova.
 
 Called with the relay's name, the registry's endpoints, its prefix, the lease and the file: one line
-for each server, ``UUID held`` or ``UUID released``.
+for each server, ``UUID held``, ``UUID released`` or ``UUID unknown``.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def _observation(instance: str, said: str) -> Observation:
     if said == "held":
         order = Order(instance, Kind.BOOT_LOCK, "bootlock: case 1", placed_by="nova")
         return Observation(ref, Said.HELD, order)
+    if said == "unknown":
+        return Observation(ref, Said.UNKNOWN, problem="its cell is down")
     return Observation(ref, Said.RELEASED, evidence=f"GET {instance}: locked: false")
 
 

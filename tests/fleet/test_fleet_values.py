@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bootlockd.config import Fleet
-from bootlockd.fleet import hosts, wire
+from bootlockd.fleet import hosts, relays, wire
 from bootlockd.fleet.errors import BadAnswer, EtcdError
 from bootlockd.fleet.history import Broken, Standing, Suspicion, standing_of
 from bootlockd.fleet.hosts import Report
 from bootlockd.fleet.keys import Keys
 from bootlockd.fleet.records import BadRecord, FutureRecord, Record, Release, decoded, encoded
 from bootlockd.fleet.registry import Entry, Seen, missing, pending
+from bootlockd.fleet.relays import RelayReport
 from bootlockd.fleet.wire import Header
 from bootlockd.sources.base import Order
 from lockdb.values import Kind
@@ -246,3 +247,25 @@ def test_only_hosts_that_live_and_may_still_answer_are_waited_for() -> None:
     assert pending(ENTRY, "c", [Seen(behind, True)]) == {"h": "has not applied it"}
     assert pending(ENTRY, "c", [Seen(behind, False)]) == {}
     assert pending(ENTRY, "c", [Seen(failed, True)]) == {}
+
+
+# -- what a relay says of itself ------------------------------------------------------------------
+
+
+def test_what_a_relay_says_of_itself_is_read_as_it_was_written() -> None:
+    told = RelayReport("one", "", True, 5, 4, 900, 3, 2, 1, ("office",))
+    assert relays.decoded(relays.encoded(told)) == told
+
+
+@given(
+    JUNK | st.fixed_dictionaries({"schema": st.just(1)}, optional={"name": JUNK, "read_at": JUNK})
+)
+def test_what_is_no_such_word_is_a_report_with_a_problem(junk: object) -> None:
+    for value in (json.dumps(junk).encode(), b"\xff", b"", b"[" * 100_000):
+        assert relays.decoded(value).problem
+
+
+@given(st.binary(max_size=200))
+def test_whoever_has_the_office_is_shown_in_one_printable_line(value: bytes) -> None:
+    assert relays.holder(value).isprintable()
+    assert relays.holder(value)

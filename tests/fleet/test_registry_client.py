@@ -21,7 +21,8 @@ from bootlockd.fleet.follower import Follower
 from bootlockd.fleet.history import Standing
 from bootlockd.fleet.keys import Keys
 from bootlockd.fleet.lease import Lease, Office, TermClient
-from bootlockd.fleet.registry import Registry
+from bootlockd.fleet.registry import OFFICE, Registry
+from bootlockd.fleet.relays import RelayReport
 from bootlockd.fleet.wire import Frame
 from bootlockd.sources.base import Order
 from etcdcluster import Certificates, Cluster
@@ -262,18 +263,20 @@ def test_who_writes_in_terms_writes_nothing_without_one(cluster: Cluster, keys: 
 # -- who may --------------------------------------------------------------------------------------
 
 
+def follow_recipe(cluster: Cluster) -> None:
+    """Users and roles, as documented."""
+    page = Path(__file__).resolve().parents[2] / "docs/fleet.md"
+    for line in page.read_text("utf-8").splitlines():
+        if line.startswith("    etcdctl "):
+            cluster.ctl(*line.removeprefix("    etcdctl ").split())
+
+
 def test_etcd_with_certificates_passwords_and_roles_as_documented(tmp_path: Path) -> None:
     certificates = Certificates(tmp_path)
     certificate, key = certificates.make("host")
     expired, expired_key = certificates.make("expired", days=-1)
-    recipe = [
-        line.removeprefix("    etcdctl ").split()
-        for line in (Path(__file__).resolve().parents[2] / "docs/fleet.md").read_text().splitlines()
-        if line.startswith("    etcdctl ")
-    ]
     with Cluster(tmp_path / "etcd", certificates=certificates, size=1) as cluster:
-        for words in recipe:
-            cluster.ctl(*words)
+        follow_recipe(cluster)
         password = tmp_path / "password"
         password.write_text("secret-of-h1\n")
         settings = cluster.settings(
@@ -334,6 +337,32 @@ def test_etcd_with_certificates_passwords_and_roles_as_documented(tmp_path: Path
             nobody.get(b"key")
         admin.close()
         host.close()
+
+
+def test_the_documented_role_of_a_relay_is_enough_for_it_and_for_no_more(tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    certificate, key = certificates.make("relay")
+    password = tmp_path / "password"
+    password.write_text("secret-of-relay\n")
+    keys = Keys("bootlock/")
+    with Cluster(tmp_path / "etcd", certificates=certificates, size=1) as cluster:
+        follow_recipe(cluster)
+        settings = cluster.settings(
+            user="relay", password_file=password, certificate_file=certificate, key_file=key
+        )
+        with closing(Client(settings)) as asks, closing(TermClient(settings)) as writes:
+            office = Office(asks, keys.lead(OFFICE), name="relay", ttl=60)
+            assert office.ask()
+            writes.term = office.term
+            registry = Registry(writes, keys)
+            placed = registry.place(ORDER, now=1)
+            registry.release(placed.id, reason="unlocked", by="relay", now=2)
+            registry.note_relay(RelayReport("relay"))
+            assert registry.relay() == RelayReport("relay", leads=True)
+            for forbidden in (keys.permit("a" * 16), keys.host("h1"), keys.lead("other")):
+                with pytest.raises(Forbidden, match="permission denied"):
+                    writes.write(forbidden, b"{}", mod=0)
+            office.give_back()
 
 
 def _first(stream: Stream) -> Frame:

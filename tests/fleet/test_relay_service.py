@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,15 +15,18 @@ from typing import Protocol
 
 import pytest
 
+from bootlockd import relaystate
 from bootlockd.config import Config, Fleet, Nova, Sources
 from bootlockd.errors import ConfigError
 from bootlockd.fleet.client import Client
 from bootlockd.fleet.keys import Keys
-from bootlockd.fleet.registry import Entry, Registry, in_force
+from bootlockd.fleet.registry import OFFICE, Entry, Registry, in_force
+from bootlockd.fleet.relays import RelayReport
 from bootlockd.relay import PLACED_BY
-from bootlockd.relayservice import OFFICE, relay_service
+from bootlockd.relayservice import relay_service
 from etcdcluster import Cluster
 from fleet.proxy import Proxy
+from lockdb.when import iso
 from manager import Manager
 from privatehost import PATIENCE, wait_until
 
@@ -46,10 +50,12 @@ class RelayProcess:
         self.says()
         words = [name, ",".join(endpoints), keys.prefix, str(LEASE), str(self._nova)]
         command = [sys.executable, str(PROCESS), *words]
+        #: Where systemd would have it say how it is.
+        self.run = directory / f"{name}.run"
+        self.run.mkdir()
+        given = {"NOTIFY_SOCKET": str(self.manager.path), "RUNTIME_DIRECTORY": str(self.run)}
         with self._log.open("w") as log:
-            self.process = subprocess.Popen(
-                command, stderr=log, env=os.environ | {"NOTIFY_SOCKET": str(self.manager.path)}
-            )
+            self.process = subprocess.Popen(command, stderr=log, env=os.environ | given)
 
     def says(self, **servers: str) -> None:
         """``_10="held"``: of server 10, from now on."""
@@ -61,14 +67,20 @@ class RelayProcess:
     def log(self) -> str:
         return self._log.read_text()
 
+    def status(self) -> str:
+        """What ``systemctl status`` shows."""
+        said = [line for line in self.manager.lines() if line.startswith("STATUS=")]
+        return said[-1].removeprefix("STATUS=") if said else ""
+
     def leads(self) -> bool:
-        return [line for line in self.manager.lines() if line.startswith("STATUS=")][-1:] == [
-            "STATUS=leads"
-        ]
+        return self.status().startswith("leads")
 
     def end(self) -> None:
         self.process.kill()
         self.process.wait(PATIENCE)
+
+    def close(self) -> None:
+        self.end()
         self.manager.close()
 
 
@@ -88,7 +100,7 @@ def start(cluster: Cluster, keys: Keys, tmp_path: Path) -> Iterator[Starter]:
 
     yield started
     for relay in running:
-        relay.end()
+        relay.close()
 
 
 def leader(start: Starter, *endpoints: str) -> RelayProcess:
@@ -236,6 +248,79 @@ def test_more_releases_than_allowed_wait_for_an_admin_who_does_them_himself(
     by_hand = hold_of(10, registry)
     registry.release(by_hand, reason="case closed", by="root", now=int(time.time()))
     wait_until(lambda: held(registry) == {13}, "the rest is within the limits again")
+
+
+# -- what an operator sees ------------------------------------------------------------------------
+
+
+def fleet(cluster: Cluster, keys: Keys, directory: Path, *words: str) -> tuple[int, str]:
+    """Exit code of ``bootlock fleet WORDS``, and what it said, or noted beside its table."""
+    settings = directory / "admin.toml"
+    endpoints = json.dumps(cluster.settings().endpoints)
+    settings.write_text(f'[fleet]\nendpoints = {endpoints}\nprefix = "{keys.prefix}"\n')
+    program = Path(sys.executable).with_name("bootlock")
+    command = [str(program), "--config", str(settings), "fleet", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    return done.returncode, done.stderr or done.stdout
+
+
+def test_an_admin_sees_which_relay_leads_and_how_far_it_is(
+    start: Starter, registry: Registry, cluster: Cluster, keys: Keys, tmp_path: Path
+) -> None:
+    assert fleet(cluster, keys, tmp_path, "status", "--json") == (
+        0,
+        '{\n  "hosts": [],\n  "relay": null\n}\n',
+    )
+    one, two = both(start)
+    began = int(time.time())
+    one.says(_10="held", _11="held")
+    wait_until(lambda: (registry.relay() or RelayReport()).holds == 2, "it says how far it is")
+    code, said = fleet(cluster, keys, tmp_path, "status", "--json")
+    relay = json.loads(said)["relay"]
+    assert (code, relay["name"], relay["leads"], relay["fault"]) == (0, "one", True, "")
+    assert iso(began) <= relay["whole_at"] <= relay["read_at"] <= iso(int(time.time()))
+    wait_until(lambda: one.status().startswith("leads; 2 holds; Nova read at 2"), one.status())
+    assert two.status() == "stands by"
+    one.end()
+    wait_until(two.leads, "the other has the office")
+    assert "relay: two leads; holds 2; " in fleet(cluster, keys, tmp_path, "hosts")[1]
+    two.end()
+    wait_until(lambda: not (registry.relay() or RelayReport(leads=True)).leads, "none leads")
+    code, said = fleet(cluster, keys, tmp_path, "hosts")
+    assert code == 1
+    assert "relay: none leads; the last was two; holds 2; Nova read at 2" in said
+    assert "FAULT: no relay leads" in said
+
+
+def test_releases_that_wait_and_what_nova_can_not_tell_are_shown(
+    start: Starter, cluster: Cluster, keys: Keys, registry: Registry, tmp_path: Path
+) -> None:
+    relay = leader(start)
+    relay.says(_10="held", _11="held", _12="held")
+    wait_until(lambda: held(registry) == {10, 11, 12}, "all are holds")
+    relay.says(_10="released", _11="released", _12="released", _13="unknown")
+    wait_until(lambda: "3 releases wait" in relay.status(), "systemd is told")
+    wait_until(lambda: (registry.relay() or RelayReport()).waiting == 3, "the registry is told")
+    code, said = fleet(cluster, keys, tmp_path, "hosts")
+    assert code == 1
+    assert "Nova could not tell of 1 servers; 3 releases are too many at once" in said
+
+
+def test_its_state_is_in_the_file_that_metrics_are_made_of(
+    start: Starter, registry: Registry
+) -> None:
+    one, two = both(start)
+    one.says(_10="held")
+    wait_until(lambda: held(registry) == {10}, "the leader writes")
+
+    def state(relay: RelayProcess) -> RelayReport:
+        return relaystate.load(relay.run / relaystate.PATH.name) or RelayReport()
+
+    wait_until(lambda: state(one).holds == 1, "it says so")
+    assert (state(one).leads, state(two).name, state(two).leads) == (True, "two", False)
+    assert (one.run / relaystate.PATH.name).stat().st_mode & 0o777 == 0o644
+    one.process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: state(two).leads, "the other leads, and says so")
 
 
 def test_without_a_registry_or_a_nova_it_says_what_is_missing() -> None:

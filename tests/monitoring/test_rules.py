@@ -19,6 +19,7 @@ ALERTS = {
 }
 
 HOST = 'instance="h"'
+OTHER = 'instance="other"'
 FILE = f'{HOST},source="file"'
 QEMU = f'{HOST},uri="qemu:///system"'
 
@@ -43,6 +44,13 @@ HEALTHY = {
     f"bootlock_source_last_success_timestamp_seconds{{{FILE}}}": "0+60x60",
     f"bootlock_source_waiting_releases{{{FILE}}}": "0x60",
     f"bootlock_source_vanished_holds{{{FILE}}}": "0x60",
+    # Two of them have a relay, of which one leads.
+    f"bootlock_relay_up{{{HOST}}}": "1x60",
+    f"bootlock_relay_up{{{OTHER}}}": "1x60",
+    f"bootlock_relay_leads{{{HOST}}}": "1x60",
+    f"bootlock_relay_leads{{{OTHER}}}": "0x60",
+    f"bootlock_relay_last_success_timestamp_seconds{{{HOST}}}": "0+60x60",
+    f"bootlock_relay_waiting_releases{{{HOST}}}": "0x60",
 }
 
 #: For each rule: what becomes of some series after half an hour, and a part of the summary.
@@ -102,6 +110,25 @@ FAILING: dict[str, tuple[dict[str, str], str]] = {
     "BootlockSourceLacksHolds": (
         {f"bootlock_source_vanished_holds{{{FILE}}}": "0x30 3x30"},
         "file lacks holds that h has: 3",
+    ),
+    "BootlockRelayDown": (
+        {f"bootlock_relay_up{{{OTHER}}}": "1x30 0x30"},
+        "the relay on other does not run",
+    ),
+    "BootlockNoRelayLeads": (
+        {
+            f"bootlock_relay_leads{{{HOST}}}": "1x30 0x30",
+            f"bootlock_relay_last_success_timestamp_seconds{{{HOST}}}": "0+60x30 _x30",
+        },
+        "no relay leads",
+    ),
+    "BootlockRelayStale": (
+        {f"bootlock_relay_last_success_timestamp_seconds{{{HOST}}}": "0+60x30 1800x30"},
+        "has read nothing of Nova",
+    ),
+    "BootlockRelayReleasesWait": (
+        {f"bootlock_relay_waiting_releases{{{HOST}}}": "0x30 12x30"},
+        "releases wait at the relay on h: 12",
     ),
     "BootlockHoldVanished": (
         {f"bootlock_vanished_holds{{{HOST}}}": "0x30 1x30"},

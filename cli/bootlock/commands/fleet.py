@@ -31,23 +31,28 @@ def fleet() -> None:
 @json_option
 @pass_app
 def status(app: App, hold: str | None, as_json: bool) -> int:
-    """Show on how many hosts HOLD is in force, and which are missing; without it, all hosts.
+    """Show on how many hosts HOLD is in force, and which are missing.
 
     In force: in the host's database, its hook proven to refuse, and, where the instance is, what
     was ordered done. Exit code 1: not everywhere.
+
+    Without HOLD, all hosts, as "hosts" shows them, and the relay that writes Nova's locks: which
+    one leads, and when it last read Nova.
 
     \b
     Example:
       bootlock fleet status 3f9c
     """
-    return work.status(app, hold, as_json=as_json) if hold else work.hosts(app, as_json=as_json)
+    if hold:
+        return work.status(app, hold, as_json=as_json)
+    return work.hosts(app, as_json=as_json, alone=False)
 
 
 @fleet.command()
 @json_option
 @pass_app
 def hosts(app: App, as_json: bool) -> int:
-    """List the hosts: whether each lives, how far it is, and what is wrong.
+    """List the hosts: whether each lives, how far it is, and what is wrong; and the relay.
 
     Exit code 1: something is.
 

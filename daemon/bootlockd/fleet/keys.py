@@ -5,6 +5,7 @@ bootlock/permits/81d0…   what lets starts through, by the permit's id
 bootlock/hosts/NAME      what a host says of itself
 bootlock/alive/NAME      there for as long as it keeps saying so
 bootlock/leads/NAME      who does what only one may do
+bootlock/relays/NAME     how far he came, whoever he was
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ class Keys:
     def lead(self, name: str) -> bytes:
         """Of one office."""
         return f"{self.prefix}leads/{name}".encode()
+
+    def relay(self, name: str) -> bytes:
+        """Of what the holder of one office said last."""
+        return f"{self.prefix}relays/{name}".encode()
 
     @property
     def holds(self) -> tuple[bytes, bytes]:

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from dataclasses import fields as fields_of
 from typing import TYPE_CHECKING
 
-from bootlockd.fleet import hosts, records
+from bootlockd.fleet import hosts, records, relays
 from bootlockd.fleet.errors import Compacted, EtcdError
 from bootlockd.fleet.hosts import Report
 from bootlockd.fleet.keys import Keys, is_hold_id
 from bootlockd.fleet.records import BadRecord, FutureRecord, PermitRecord, Record, Release
+from bootlockd.fleet.relays import RelayReport
 from bootlockd.fleet.wire import Header, KeyValue
 from bootlockd.sources.base import Order
 from lockdb.errors import AlreadyEnded, AmbiguousPrefix, InvalidValue, NotFound
@@ -27,6 +28,10 @@ from lockdb.when import iso
 if TYPE_CHECKING:
     # What only names a registry's records loads nothing that speaks to a network.
     from bootlockd.fleet.client import Client
+
+#: What only one relay at a time may do, and what it says of itself.
+OFFICE = "relay-nova"
+RELAY = "nova"
 
 #: How often a release is tried that others got in between of.
 _TRIES = 10
@@ -194,6 +199,26 @@ class Registry:
         if there is None:
             raise NotFound(f"the registry has no host {name!r}", "see 'bootlock fleet hosts'")
         return hosts.decoded(name, there.value)
+
+    # -- the relay ----------------------------------------------------------------------------
+
+    def relay(self) -> RelayReport | None:
+        """How far the relay is that leads, or the last one that did; None: there never was one."""
+        _, said = self._client.get(self._keys.relay(RELAY))
+        _, office = self._client.get(self._keys.lead(OFFICE))
+        if said is None and office is None:
+            return None
+        report = relays.decoded(said.value) if said else RelayReport()
+        # Of who has it now: the report may still be that of who had it before.
+        name = relays.holder(office.value) if office else report.name
+        return replace(report, name=name, leads=office is not None)
+
+    def note_relay(self, report: RelayReport) -> None:
+        """Say how far the relay is."""
+        key = self._keys.relay(RELAY)
+        _, there = self._client.get(key)
+        # Who writes in a term of the office is alone, so this is not for others' sake.
+        self._client.write(key, relays.encoded(report), mod=there.mod if there else 0)
 
     # -- how ----------------------------------------------------------------------------------
 
