@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import libvirt
+
 from lockdb import database, holds, sources
 from lockdb.sources import State
 from lockdb.values import Hold
@@ -23,6 +25,18 @@ interval = 1
 max_release = 1000
 max_release_percent = 100
 """
+
+
+def starts(guest: libvirt.virDomain) -> bool:
+    """Whether it does, and it is off afterwards; what else keeps it from that is an error."""
+    try:
+        guest.create()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_HOOK_SCRIPT_FAILED:
+            raise
+        return False
+    guest.destroy()
+    return True
 
 
 class SyncHost:
