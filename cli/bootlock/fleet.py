@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import click
@@ -23,15 +24,17 @@ from bootlockd.fleet.keys import Keys, host_name
 from bootlockd.fleet.registry import Entry, Registry, Seen
 from bootlockd.fleet.relays import RelayReport
 from bootlockd.sources.base import Order
-from lockdb import journal, permits
+from lockdb import journal
 from lockdb.errors import NotFound
-from lockdb.values import Hold, NewHold, Operation, looks_like_uuid
-from lockdb.when import iso
+from lockdb.values import Hold, NewHold, looks_like_uuid
 
 #: Seconds between two looks at the hosts; of many hosts, ten times what a look takes.
 PAUSE = 0.3
 #: Names in one line.
 _NAMED = 5
+
+#: Of a registry's cluster and hosts, those that are still waited for, and why.
+Pending = Callable[[str, Sequence[Seen]], Mapping[str, str]]
 
 
 @contextmanager
@@ -69,17 +72,14 @@ def place(app: App, new: NewHold, *, wait: int, as_json: bool) -> Exit:
             output.print_fields(
                 {"hold": entry.id, "instance": new.instance, "kind": new.kind.replace("_", " ")}
             )
-        cluster, seen = _waited(there, entry, wait) if wait else ("", [])
+        pending = partial(registry.pending, entry)
+        cluster, seen = waited(there, pending, wait) if wait else ("", [])
     missing = registry.missing(entry, cluster, seen)
-    silent = {host.report.name for host in seen if not host.alive}
     if as_json:
         output.print_json(_as_dict(entry, app.now()) | _places(entry, missing, seen))
     elif wait:
         _print_places(entry, missing, seen)
-    if wait and not seen:
-        output.note("no host has ever told this registry that it is there")
-        return Exit.REFUSED
-    return Exit.REFUSED if set(missing) - silent else Exit.DONE
+    return judged(missing, seen) if wait else Exit.DONE
 
 
 def release(app: App, hold: str | None, uuid: str | None, *, reason: str, as_json: bool) -> Exit:
@@ -140,41 +140,6 @@ def show(app: App, what: str, *, as_json: bool) -> None:
             }
         )
         click.echo()
-
-
-# -- permits ----------------------------------------------------------------------------------
-
-
-def permit(
-    app: App, uuid: str, operation: Operation, *, until: int, reason: str, as_json: bool
-) -> Exit:
-    """Write a permit into the registry."""
-    granted = permits.new(uuid, operation, until=until, reason=reason, by=actor(), now=app.now())
-    with opened(app) as there:
-        there.grant(granted)
-    if as_json:
-        output.print_json(granted.as_dict())
-    else:
-        click.echo(
-            f"permit {granted.id}: {operation} of {uuid} is let through on all hosts until"
-            f" {iso(until)}"
-        )
-    return Exit.DONE
-
-
-def revoke(app: App, prefix: str, *, reason: str, as_json: bool) -> Exit:
-    """End a permit in the registry before its time."""
-    with opened(app) as there:
-        record = there.revoke(prefix, reason=reason, by=actor(), now=app.now())
-    end, instance = record.revoked, record.permit.instance if record.permit else None
-    assert end
-    if as_json:
-        output.print_json(
-            {"id": record.id, "instance": instance, "revoked_at": end.at, "revoked_by": end.by}
-        )
-    else:
-        click.echo(f"revoked permit {record.id} on {instance or 'an unknown instance'}")
-    return Exit.DONE
 
 
 # -- this host and the registry ---------------------------------------------------------------
@@ -288,6 +253,8 @@ def _fault(host: Seen, cluster: str, newest: int) -> str:
         faults.append("behind")
     if not report.problem and not report.is_armed:
         faults.append("not proven to be armed")
+    if report.waiting:
+        faults.append("releases wait for an admin there: 'bootlock sync etcd'")
     return "; ".join([*faults, *report.trouble])
 
 
@@ -302,15 +269,15 @@ def _host_as_dict(host: Seen) -> dict[str, Any]:
     return fields | {"alive": host.alive, "journal_head": f"{seq}:{value}"}
 
 
-def _waited(there: Registry, entry: Entry, seconds: int) -> tuple[str, list[Seen]]:
-    """The hosts, once all that live have answered for this hold, or time is over."""
+def waited(there: Registry, pending: Pending, seconds: int) -> tuple[str, list[Seen]]:
+    """The hosts, once none that lives is ``pending``, or time is over."""
     deadline = time.monotonic() + seconds
     on_terminal = sys.stderr.isatty()
     try:
         while True:
             began = time.monotonic()
             cluster, seen = there.hosts()
-            waiting = registry.pending(entry, cluster, seen)
+            waiting = pending(cluster, seen)
             if not waiting or time.monotonic() > deadline:
                 return cluster, seen
             if on_terminal:
@@ -345,8 +312,21 @@ def _print_places(entry: Entry, missing: Mapping[str, str], seen: Sequence[Seen]
         states = ", ".join(f"{fence} {state}" for fence, state in fences.items())
         click.echo(output.printable(f"the instance is on {name}: {states}"))
     if missing:
-        names = ", ".join(list(missing)[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
-        output.note(f"not on {names}; see 'bootlock fleet status {entry.id}'")
+        output.note(f"not on {named(missing)}; see 'bootlock fleet status {entry.id}'")
+
+
+def named(missing: Mapping[str, str]) -> str:
+    """The first few of these hosts, in one line."""
+    return ", ".join(list(missing)[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+
+
+def judged(missing: Mapping[str, str], seen: Sequence[Seen]) -> Exit:
+    """After waiting: who is silent was not waited for."""
+    if not seen:
+        output.note("no host has ever told this registry that it is there")
+        return Exit.REFUSED
+    living = {host.report.name for host in seen if host.alive}
+    return Exit.REFUSED if living & missing.keys() else Exit.DONE
 
 
 # -- one hold ---------------------------------------------------------------------------------

@@ -229,6 +229,18 @@ def waiting(lock_db: LockDB, name: str) -> list[Ending]:
         return [_ending(*columns) for columns in found]
 
 
+def waiting_ids(lock_db: LockDB, name: str, *, limit: int) -> list[str]:
+    """The first so many of the holds whose ending waits."""
+    with lock_db.read() as db:
+        found = db.execute(
+            "SELECT waiting.hold FROM waiting "
+            "JOIN hold ON hold.id = waiting.hold AND hold.released_at IS NULL "
+            "WHERE waiting.source = ? ORDER BY waiting.hold LIMIT ?",
+            [name, limit],
+        )
+        return [hold_id for (hold_id,) in found]
+
+
 def token_of(endings: Iterable[Ending]) -> str:
     """Names exactly this set of endings: what an admin has seen is what is accepted."""
     return _digest(sorted(f"{ending.hold_id} {_change_text(ending)}" for ending in endings))[:8]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bootlock.main import main
+from bootlockd.fleet.client import Client
 from bootlockd.fleet.follower import Rows
 from bootlockd.fleet.history import Standing, Suspicion
+from bootlockd.fleet.hosts import Report, encoded
 from bootlockd.fleet.keys import Keys
 from bootlockd.fleet.records import (
     BadRecord,
@@ -109,11 +111,13 @@ def test_a_registry_under_suspicion_revokes_but_grants_nothing() -> None:
     trusted = Rows(keys, Standing(), set())
     suspected = Rows(keys, Standing(suspicion=Suspicion("s", "wiped", 1)), set())
     assert trusted.whole([], [granted], 5).permits == (PERMIT,)
+    assert trusted.permits == 5
     for reading in (
         suspected.whole([], [granted], 5),
         suspected.changes([], [Event(granted, deleted=False)]),
     ):
         assert reading.permits == ()
+        assert suspected.permits == 0, "nor does this host say that it took any"
     assert suspected.changes([], [Event(revoked, deleted=False)]).revocations == (
         Revocation(ID, "bob", REVOKED.evidence),
     )
@@ -125,6 +129,7 @@ def test_how_far_the_holds_are_is_not_told_by_a_permit() -> None:
     item = KeyValue(keys.permit(ID), encoded_permit(PermitRecord(ID, PERMIT)), 9)
     rows.changes([], [Event(item, deleted=False)])
     assert rows.standing.revision == 3
+    assert rows.permits == 0, "before everything was read"
 
 
 # -- the registry ---------------------------------------------------------------------------------
@@ -140,7 +145,7 @@ def test_a_permit_is_revoked_once_by_a_beginning_of_its_id(registry: Registry) -
     with pytest.raises(NotFound):
         registry.revoke("77", reason="done", by="bob", now=now)
     done = registry.revoke("00000000000000aa", reason="done", by="bob", now=now)
-    assert done == PermitRecord(first.id, first, Release("bob", now, "done"))
+    assert done.record == PermitRecord(first.id, first, Release("bob", now, "done"))
     with pytest.raises(AlreadyEnded):
         registry.revoke(first.id, reason="again", by="eve", now=now + 1)
     with pytest.raises(AlreadyEnded):
@@ -152,7 +157,7 @@ def test_what_nobody_can_read_can_be_revoked_but_not_what_is_from_the_future(
 ) -> None:
     cluster.put(keys.permit(ID).decode(), "garbage")
     done = registry.revoke(ID, reason="done", by="bob", now=1500)
-    assert done == replace(REVOKED, permit=None)
+    assert done.record == replace(REVOKED, permit=None)
     cluster.put(keys.permit(ID).decode(), value(schema=2))
     with pytest.raises(InvalidValue, match="upgrade"):
         registry.revoke(ID, reason="done", by="bob", now=1500)
@@ -190,6 +195,17 @@ def hosts(tmp_path: Path, cluster: Cluster, keys: Keys) -> Iterator[list[Host]]:
         yield [stack.enter_context(Host(tmp_path, each)) for each in settings]
 
 
+Cli = Callable[..., int]
+
+
+def alive(registry: Registry) -> dict[str, bool]:
+    return {seen.report.name: seen.alive for seen in registry.hosts()[1]}
+
+
+def until_all_follow(registry: Registry) -> None:
+    wait_until(lambda: alive(registry) == {"h1": True, "h2": True}, "both say that they are there")
+
+
 def held(registry: Registry, hosts: list[Host]) -> str:
     order = Order(HELD, Kind.BOOT_LOCK, "unpaid", placed_by="alice")
     hold = registry.place(order, now=int(time.time()))
@@ -198,47 +214,118 @@ def held(registry: Registry, hosts: list[Host]) -> str:
     return hold.id
 
 
-def test_by_the_cli_it_lets_a_start_through_on_all_hosts_until_its_end_or_revoked(
-    hosts: list[Host],
-    registry: Registry,
-    keys: Keys,
-    cluster: Cluster,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+@pytest.fixture
+def cli(keys: Keys, cluster: Cluster, tmp_path: Path) -> Cli:
+    """The command on a host, or where there is none."""
     settings = tmp_path / "bootlock.toml"
     settings.write_text(
         f"[fleet]\nendpoints = [{json.dumps(cluster.url(0))}]\nprefix = '{keys.prefix}'\n"
     )
 
-    def cli(host: Host | None, *words: str) -> int:
+    def run(host: Host | None, *words: str) -> int:
         path = host.path if host else tmp_path / "none.db"
         return main(["--database", str(path), "--config", str(settings), *words])
 
+    return run
+
+
+GRANT = ("permit", HELD, "--op", "start", "--for", "30m", "--reason", "court", "--fleet")
+
+
+def test_by_the_cli_it_lets_a_start_through_on_all_hosts_until_its_end_or_revoked(
+    hosts: list[Host], registry: Registry, cli: Cli, capfd: pytest.CaptureFixture[str]
+) -> None:
     held(registry, hosts)
     assert [cli(host, "check", HELD) for host in hosts] == [1, 1]
-    words = ["permit", HELD, "--op", "start", "--for", "30m", "--reason", "court", "--fleet"]
+    until_all_follow(registry)
     capfd.readouterr()
-    assert cli(None, *words, "--json") == 0
-    permit_id = json.loads(capfd.readouterr().out)["id"]
-    for host in hosts:
-        wait_until(lambda host=host: host.permit(permit_id), "it is granted")  # type: ignore[misc]
-    permit = hosts[0].permit(permit_id)
+    assert cli(None, *GRANT, "--json") == 0
+    said = json.loads(capfd.readouterr().out)
+    assert (said["hosts"], said["taken"], said["missing"]) == (2, 2, {})
+    # It has waited: nobody has to.
+    permit = hosts[0].permit(said["id"])
     assert permit
     for host in hosts:
-        assert host.permit(permit_id) == permit
+        assert host.permit(permit.id) == permit
         assert cli(host, "check", HELD) == 0
         assert host.verdict(permit.until - 1) is Verdict.ALLOW
         assert host.verdict(permit.until) is Verdict.REFUSE
         assert host.verdict(permit.granted_at - 1) is Verdict.REFUSE
     assert cli(None, "permit", "--revoke", permit.id[:8], "--reason", "done", "--fleet") == 0
+    assert "taken by 2 of 2 hosts" in capfd.readouterr().out
     for host in hosts:
-        wait_until(lambda host=host: cli(host, "check", HELD) == 1, "it is refused again")  # type: ignore[misc]
+        assert cli(host, "check", HELD) == 1, "it is refused again"
         (entry,) = host.entries("permitted")
         assert (entry["id"], entry["source"]) == (permit.id, "etcd")
         (entry,) = host.entries("permit_revoked")
         assert str(entry["reason"]).startswith("revoked in the registry at ")
     assert cli(None, "permit", "--revoke", permit.id, "--reason", "again", "--fleet") == 3
+
+
+def test_who_has_not_taken_it_is_named_and_whether_he_lives_decides(
+    hosts: list[Host],
+    registry: Registry,
+    keys: Keys,
+    client: Client,
+    cli: Cli,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    until_all_follow(registry)
+    hosts[1].stop()
+    wait_until(lambda: not alive(registry)["h2"], "its sign of life ends")
+    capfd.readouterr()
+    assert cli(None, *GRANT) == 0
+    said = capfd.readouterr()
+    assert "taken by 1 of 2 hosts" in said.out
+    assert "not by h2" in said.err
+    # One that lives and takes none, like those that trust this registry no more.
+    idle = Report("h3", at=1, cluster=registry.hosts()[0], applied=10**9, permits=0)
+    client.write(keys.host("h3"), encoded(idle, run="r", nonce=1), mod=0)
+    client.write(keys.alive("h3"), b"", mod=0)
+    assert cli(None, *GRANT, "--timeout", "1", "--json") == 1
+    said = json.loads(capfd.readouterr().out)
+    assert said["missing"]["h3"] == "has not taken it"
+    assert cli(None, *GRANT, "--no-wait", "--json") == 0
+    last = json.loads(capfd.readouterr().out)
+    assert cli(None, "permit", "--revoke", last["id"], "--reason", "r", "--fleet", "--no-wait") == 0
+
+
+def test_the_registrys_permits_are_listed_with_what_became_of_each(
+    registry: Registry,
+    keys: Keys,
+    cluster: Cluster,
+    cli: Cli,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    now = int(time.time())
+    active, over, ended = new(), new(granted_at=1000, until=2000), new()
+    for permit in (active, over, ended):
+        registry.grant(permit)
+    registry.revoke(ended.id, reason="done", by="bob", now=now)
+    cluster.put(keys.permit(ID).decode(), "garbage")
+    capfd.readouterr()
+
+    def listed(*words: str) -> dict[str, dict[str, Any]]:
+        assert cli(None, "fleet", "permits", "--json", *words) == 0
+        return {each["id"]: each for each in json.loads(capfd.readouterr().out)}
+
+    assert {one: each["state"] for one, each in listed().items()} == {
+        active.id: "active",
+        ID: "unreadable",
+    }
+    found = listed("--all")
+    assert {one: each["state"] for one, each in found.items()} == {
+        active.id: "active",
+        over.id: "expired",
+        ended.id: "revoked",
+        ID: "unreadable",
+    }
+    assert (found[ended.id]["revoked_by"], found[ended.id]["revoke_reason"]) == ("bob", "done")
+    assert (found[active.id]["instance"], found[active.id]["operation"]) == (HELD, "start")
+    assert cli(None, "fleet", "permits", "--all") == 0
+    said = capfd.readouterr().out
+    assert said.count("for the court") == 3
+    assert "not JSON" in said
 
 
 def test_a_replay_grants_nothing_anew_and_nothing_longer(

@@ -227,6 +227,7 @@ GOOD = Report(
         (replace(GOOD, applied=49), True, "has not applied it"),
         (replace(GOOD, cluster="d"), True, "has not applied it"),
         (replace(GOOD, unread=[ID]), True, "can't read it"),
+        (replace(GOOD, waiting=[ID]), True, "keeps it until an admin accepts that so many end"),
         (replace(GOOD, unlooked=[ID]), True, "its daemon has not looked at it"),
         (replace(GOOD, more=True), True, "its daemon has not looked at it"),
         (replace(GOOD, here={ID: {"power": "pending"}}), True, "under way: power"),

@@ -1,11 +1,11 @@
-"""bootlock fleet status, hosts, accept and restore."""
+"""bootlock fleet status, hosts, permits, accept and restore."""
 
 from __future__ import annotations
 
 import click
 
 from bootlock import fleet as work
-from bootlock import output
+from bootlock import fleetpermits, output
 from bootlock.actor import actor
 from bootlock.app import App, json_option, pass_app, reason_option
 from bootlock.exits import Exit
@@ -61,6 +61,21 @@ def hosts(app: App, as_json: bool) -> int:
       bootlock fleet hosts
     """
     return work.hosts(app, as_json=as_json)
+
+
+@fleet.command()
+@click.option("--all", "everything", is_flag=True, help="Also those that have ended.")
+@json_option
+@pass_app
+def permits(app: App, everything: bool, as_json: bool) -> int:
+    """List the permits in the registry: what "bootlock permit --fleet" lets through.
+
+    \b
+    Example:
+      bootlock fleet permits
+    """
+    fleetpermits.show_all(app, everything=everything, as_json=as_json)
+    return Exit.DONE
 
 
 @fleet.command()

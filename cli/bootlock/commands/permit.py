@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from bootlock import daemon, fleet, output
+from bootlock import daemon, fleetpermits, output
 from bootlock.actor import actor
 from bootlock.app import App, complete_instance, json_option, pass_app, reason_option
 from bootlock.exits import Exit
@@ -26,7 +26,16 @@ from lockdb.when import iso, parse_until
 )
 @click.option("--for", "duration", metavar="WHEN", help="How long: 30m, 2h, or an ISO time.")
 @click.option("--revoke", metavar="PERMIT", help="End this permit now instead: its id.")
+@click.option("--no-wait", is_flag=True, help="Don't wait for the daemon, or the hosts.")
 @click.option("--fleet", "in_fleet", is_flag=True, help="On all hosts, through the registry.")
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.IntRange(1),
+    default=60,
+    show_default=True,
+    help="With --fleet: how long to wait for the hosts.",
+)
 @reason_option
 @json_option
 @pass_app
@@ -36,7 +45,9 @@ def permit(
     operation: str | None,
     duration: str | None,
     revoke: str | None,
+    no_wait: bool,
     in_fleet: bool,
+    timeout: int,
     reason: str,
     as_json: bool,
 ) -> int:
@@ -47,8 +58,9 @@ def permit(
     refused nothing but these two; the others are for who is not root, where libvirt's access driver
     is on.
 
-    With --fleet it is written to the registry, from where all hosts take it within a second; it
-    does not wait for them.
+    It returns when this host's daemon has let go of what would stop the permitted start. With
+    --fleet it is written to the registry instead, from where it comes to all hosts; it returns when
+    all that live have taken it. Exit code 1: one of them has not.
 
     \b
     Example:
@@ -56,11 +68,12 @@ def permit(
       bootlock permit --revoke 81d0 --reason "done"
     """
     now = app.now()
+    wait = 0 if no_wait else timeout
     if revoke:
         if instance or operation or duration:
             raise click.UsageError("--revoke takes no INSTANCE, --op or --for")
         if in_fleet:
-            return fleet.revoke(app, revoke, reason=reason, as_json=as_json)
+            return fleetpermits.revoke(app, revoke, reason=reason, wait=wait, as_json=as_json)
         with app.write() as lock_db:
             granted = permits.revoke(lock_db, revoke, reason=reason, by=actor(), now=now)
     elif instance and operation and duration:
@@ -70,7 +83,9 @@ def permit(
         uuid = app.resolve(instance)
         if in_fleet:
             op = Operation(operation)
-            return fleet.permit(app, uuid, op, until=until, reason=reason, as_json=as_json)
+            return fleetpermits.grant(
+                app, uuid, op, until=until, reason=reason, wait=wait, as_json=as_json
+            )
         with app.write() as lock_db:
             granted = permits.grant(
                 lock_db,
@@ -87,6 +102,9 @@ def permit(
         output.print_json(granted.as_dict())
     else:
         _print(granted)
+    if no_wait:
+        daemon.nudge(app.control)
+        return Exit.DONE
     return _made_way(app, granted.instance)
 
 

@@ -152,6 +152,10 @@ class Beater:
         self._changes.close()
         self._changed.set()
 
+    def tell(self) -> None:
+        """There may be something new: what the follower knows is in no file."""
+        self._changed.set()
+
     def _watch(self) -> None:
         try:
             self._changes.watch(self._database.parent, Mask.MODIFY | Mask.MOVED_TO | Mask.ONLYDIR)

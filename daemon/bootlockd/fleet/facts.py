@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bootlockd.fleet.hosts import MOST, Report
-from lockdb import enforcements, epochs, journal, proofs
+from lockdb import enforcements, epochs, journal, proofs, sources
 from lockdb.database import LockDB, open_db
 from lockdb.enforcements import Enforcement
 from lockdb.errors import DatabaseError
@@ -24,6 +24,7 @@ class Followed:
 
     cluster: str = ""
     applied: int = 0
+    permits: int = 0
     unread: Sequence[str] = ()
     trouble: Sequence[str] = ()
     doubt: str = ""
@@ -40,6 +41,7 @@ class Facts:
         self._seq = -1
         self._here: dict[str, dict[str, str]] = {}
         self._unlooked: list[str] = []
+        self._waiting: list[str] = []
         #: Replaced as a whole by the follower's thread.
         self.followed = Followed()
 
@@ -68,7 +70,9 @@ class Facts:
             heartbeat=self._heartbeat,
             cluster=followed.cluster,
             applied=followed.applied,
+            permits=followed.permits,
             unread=followed.unread,
+            waiting=self._waiting,
             unlooked=self._unlooked,
             here=self._here,
             armed=armed,
@@ -94,6 +98,7 @@ class Facts:
             trouble.append(
                 f"the journal no longer has its entry {self._witness.seq} as it was published"
             )
+        self._waiting = sources.waiting_ids(lock_db, SOURCE, limit=MOST + 1)
         # Whatever changes a row or a hold is in the journal; but not that nothing is here.
         if head.seq != self._seq or self._unlooked:
             rows = enforcements.standing_of_source(lock_db, SOURCE, limit=8 * MOST)

@@ -27,7 +27,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -79,6 +79,8 @@ class Rows:
         self.standing = standing
         #: Those that this host holds, as far as has been said here.
         self.held = held
+        #: Up to which revision permits are granted and revoked here; 0 while none are.
+        self.permits = 0
         #: What is wrong with which hold.
         self.problems: dict[str, str] = {}
         #: Something is no longer wrong, which only reading everything takes back.
@@ -87,8 +89,9 @@ class Rows:
 
     @property
     def unread(self) -> list[str]:
-        """Holds whose value can't be read."""
-        return sorted(set(self.problems) - self.held) + sorted(set(self.problems) & self.held)
+        """Holds and permits whose value can't be read."""
+        new = set(self.problems) - self.held
+        return [*sorted(new), *sorted(set(self.problems) - new), *self.permissions.unread]
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -119,6 +122,7 @@ class Rows:
         said = tuple(self._observed(item) for item in items)
         self.standing = self.standing.applied(revision)
         self.permissions.forget()
+        self.permits = 0 if self.standing.suspicion or self.permissions.refused else revision
         reading = Reading(said, whole=True, revision=self.standing.text, faults=self.faults)
         return self._with_permits(reading, permits)
 
@@ -134,6 +138,8 @@ class Rows:
         reading = Reading(observations, whole=False, revision=self.standing.text)
         written = {event.item.key: event for event in permits}
         self.permissions.gone(event.item for event in written.values() if event.deleted)
+        if self.permits:
+            self.permits = max(self.permits, *(event.item.mod for event in permits), 0)
         items = [event.item for event in written.values() if not event.deleted]
         return self._with_permits(reading, items)
 
@@ -202,6 +208,8 @@ class Follower:
         self._count = 0
         self._permits_seen = 0
         self._doubt = ""
+        #: Has this host's own key written, if there is something new.
+        self._tell: Callable[[], None] = _nobody
         #: Seconds in which what was written must come back on the watch.
         self._lag = 2.0 * self._settings.timeout
         #: Seconds without this host's own key after which it is not written any more.
@@ -275,6 +283,7 @@ class Follower:
         )
         reader.start()
         beater.start()
+        self._tell = beater.tell
         try:
             yield from self._watched(inbox, room, stop)
         finally:
@@ -385,8 +394,14 @@ class Follower:
     def _note_applied(self) -> None:
         standing = self._rows.standing
         self._facts.followed = Followed(
-            standing.cluster, standing.revision, self._rows.unread, self._rows.trouble, self._doubt
+            standing.cluster,
+            standing.revision,
+            self._rows.permits,
+            self._rows.unread,
+            self._rows.trouble,
+            self._doubt,
         )
+        self._tell()
 
     def _suspect(self, why: str) -> None:
         log.error("etcd: %s; what it releases is not released here until it is accepted", why)
@@ -464,6 +479,10 @@ def _several(inbox: queue.Queue[object]) -> Iterator[object]:
         yield inbox.get(timeout=1.0)
         while True:
             yield inbox.get_nowait()
+
+
+def _nobody() -> None:
+    """Nothing is written yet."""
 
 
 def _clock() -> str:

@@ -23,10 +23,12 @@ class Report:
     """A host's own words. ``problem``: they can't be read.
 
     ``applied``: the registry's revision up to which all holds are in this host's database.
-    ``unread``: holds whose value this host can't read. ``unlooked``: holds that its daemon has not
-    looked at yet. ``here``: what was done for the holds whose instances are here, by hold and
-    fence. ``armed``: each driver's last proof. ``journal``: the head of its journal.
-    ``trouble``: what is wrong now; ``doubt``: why it read everything again last, and when.
+    ``permits``: the same of permits; 0 while it takes none. ``unread``: holds and permits whose
+    value this host can't read. ``waiting``: released holds that it keeps until an admin there
+    accepts that so many end. ``unlooked``: holds that its daemon has not looked at yet. ``here``:
+    what was done for the holds whose instances are here, by hold and fence. ``armed``: each
+    driver's last proof. ``journal``: the head of its journal. ``trouble``: what is wrong now;
+    ``doubt``: why it read everything again last, and when.
     ``more``: its lists are cut.
     """
 
@@ -36,7 +38,9 @@ class Report:
     heartbeat: int = 0
     cluster: str = ""
     applied: int = 0
+    permits: int = 0
     unread: Sequence[str] = ()
+    waiting: Sequence[str] = ()
     unlooked: Sequence[str] = ()
     here: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     armed: Sequence[Mapping[str, Any]] = ()
@@ -61,14 +65,19 @@ def encoded(report: Report, *, run: str, nonce: int) -> bytes:
         "heartbeat": report.heartbeat,
         "cluster": report.cluster,
         "applied": report.applied,
+        "permits": report.permits,
         "unread": list(report.unread[:MOST]),
+        "waiting": list(report.waiting[:MOST]),
         "unlooked": list(report.unlooked[:MOST]),
         "here": {hold: dict(fences) for hold, fences in list(report.here.items())[:MOST]},
         "armed": [dict(proof) for proof in report.armed],
         "journal": list(report.journal),
         "doubt": report.doubt[:300],
         "trouble": [line[:300] for line in report.trouble[:5]],
-        "more": max(len(report.unread), len(report.unlooked), len(report.here)) > MOST,
+        "more": any(
+            len(listed) > MOST
+            for listed in (report.unread, report.waiting, report.unlooked, report.here)
+        ),
     }
     return json.dumps(value, ensure_ascii=False).encode()
 
@@ -95,7 +104,9 @@ def decoded(name: str, value: bytes) -> Report:
             heartbeat=int(fields["heartbeat"]),
             cluster=str(fields["cluster"]),
             applied=int(fields["applied"]),
+            permits=int(fields["permits"]),
             unread=[str(item) for item in fields["unread"]],
+            waiting=[str(item) for item in fields["waiting"]],
             unlooked=[str(item) for item in fields["unlooked"]],
             here={
                 str(hold): {str(fence): str(state) for fence, state in fences.items()}

@@ -33,6 +33,11 @@ class Permissions:
         lines = [f"permit {name}: {problem}" for name, problem in self._problems.items()]
         return (*([self.refused] if self.refused else []), *lines)
 
+    @property
+    def unread(self) -> list[str]:
+        """Permits whose value can't be read."""
+        return sorted(self._problems)
+
     def forget(self) -> None:
         """Everything is read again."""
         self._problems, self.is_cleared = {}, False

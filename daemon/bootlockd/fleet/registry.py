@@ -49,6 +49,17 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class PermitEntry:
+    """One permit's key. ``record`` is missing if ``problem`` says why it can't be read."""
+
+    id: str
+    #: The revision that wrote it.
+    revision: int
+    record: PermitRecord | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class Seen:
     """A host as the registry has it. ``alive``: it gave a sign of life a moment ago."""
 
@@ -112,14 +123,19 @@ class Registry:
 
     # -- permits ------------------------------------------------------------------------------
 
-    def grant(self, permit: Permit) -> PermitRecord:
+    def grant(self, permit: Permit) -> PermitEntry:
         """Let it through on all hosts. Its id must be new."""
         record = PermitRecord(permit.id, permit)
+        key, value = self._keys.permit(permit.id), records.encoded_permit(record)
+        header, _, there = self._client.write(key, value, mod=0)
         # What is there already was written by this question, when there was no answer.
-        self._client.write(self._keys.permit(permit.id), records.encoded_permit(record), mod=0)
-        return record
+        return PermitEntry(permit.id, there.mod if there else header.revision, record)
 
-    def revoke(self, prefix: str, *, reason: str, by: str, now: int) -> PermitRecord:
+    def permits(self) -> list[PermitEntry]:
+        """All that were granted or revoked, by id."""
+        return [self._permit_entry(item) for item in self._all(self._keys.permits)[1]]
+
+    def revoke(self, prefix: str, *, reason: str, by: str, now: int) -> PermitEntry:
         """End the one permit whose id begins so, before its time.
 
         Raises InvalidValue, NotFound, AmbiguousPrefix or AlreadyEnded.
@@ -130,14 +146,14 @@ class Registry:
         for _ in range(_TRIES):
             record = self._permit(permit_id, there.value)
             if record.revoked == end:
-                return record
+                return PermitEntry(permit_id, there.mod, record)
             if record.revoked or (record.permit and record.permit.until <= now):
                 raise AlreadyEnded(f"permit {permit_id} has ended in the registry")
             revoked = replace(record, revoked=end)
             value = records.encoded_permit(revoked)
-            _, written, other = self._client.write(there.key, value, mod=there.mod)
+            header, written, other = self._client.write(there.key, value, mod=there.mod)
             if written:
-                return revoked
+                return PermitEntry(permit_id, header.revision, revoked)
             if other is None:
                 raise NotFound(f"no permit {permit_id} in the registry any more")
             there = other
@@ -155,6 +171,13 @@ class Registry:
                     f"{permit_id!r} is no id of a permit", "remove it with etcdctl"
                 ) from error
             return PermitRecord(permit_id, None)
+
+    def _permit_entry(self, item: KeyValue) -> PermitEntry:
+        name = self._keys.name_of(item.key)
+        try:
+            return PermitEntry(name, item.mod, records.decoded_permit(name, item.value))
+        except BadRecord as error:
+            return PermitEntry(name, item.mod, None, str(error))
 
     # -- more of holds ------------------------------------------------------------------------
 
@@ -253,7 +276,7 @@ class Registry:
 
 
 _HINT = "see 'bootlock list --fleet --all'"
-_HINTS = {"hold": _HINT, "permit": "'bootlock show INSTANCE' on any host names its permits"}
+_HINTS = {"hold": _HINT, "permit": "see 'bootlock fleet permits'"}
 
 
 def _release(*, reason: str, by: str, now: int) -> Release:
@@ -293,6 +316,12 @@ def pending(entry: Entry, cluster: str, seen: Sequence[Seen]) -> dict[str, str]:
     return {name: why for name, why in reasons.items() if why}
 
 
+def not_taken(entry: PermitEntry, cluster: str, seen: Sequence[Seen]) -> dict[str, str]:
+    """The hosts that have not said that they have this permit as it stands there, and why."""
+    reasons = {host.report.name: _not_taken(entry, cluster, host) for host in seen}
+    return {name: why for name, why in reasons.items() if why}
+
+
 def here(entry: Entry, seen: Sequence[Seen]) -> dict[str, dict[str, str]]:
     """The hosts that have the instance, with what each fence did."""
     return {
@@ -324,8 +353,21 @@ def _not_yet(entry: Entry, cluster: str, report: Report) -> str:
         return "has not applied it"
     if entry.id in report.unread:
         return "can't read it"
+    if entry.id in report.waiting:
+        return "keeps it until an admin accepts that so many end"
     if entry.id in report.unlooked or (report.more and entry.id not in report.here):
         return "its daemon has not looked at it"
     fences = report.here.get(entry.id, {})
     waiting = [fence for fence, state in fences.items() if state == "pending"]
     return f"under way: {', '.join(waiting)}" if waiting else ""
+
+
+def _not_taken(entry: PermitEntry, cluster: str, host: Seen) -> str:
+    report = host.report
+    if report.problem:
+        return report.problem
+    if not host.alive:
+        return f"silent since {iso(report.at)}"
+    if report.cluster != cluster or report.permits < entry.revision:
+        return "has not taken it"
+    return "can't read it" if entry.id in report.unread else ""
