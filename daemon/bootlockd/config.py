@@ -213,10 +213,14 @@ class Fleet:
     heartbeat: int = 10
     #: Seconds that one member may take to answer.
     timeout: int = 5
+    #: As in ``[sync]``, for holds that are released in the registry.
+    max_release_percent: int = 100
 
     def __post_init__(self) -> None:
         for endpoint in self.endpoints:
             _check_endpoint(endpoint)
+        if self.max_release_percent > 100:
+            raise ValueError("max_release_percent: must be at most 100")
         if bool(self.certificate_file) != bool(self.key_file):
             raise ValueError("certificate_file: goes together with key_file")
         if bool(self.user) != bool(self.password_file):

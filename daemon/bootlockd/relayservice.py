@@ -138,7 +138,10 @@ class RelayService:
         self._office = Office(asks, keys.lead(OFFICE), name=self._name, ttl=lease)
         self._writer = RegistryWriter(writes, keys)
         self._relay = Relay(
-            _Heard(source, self._written), self._writer, self._office, limits_of(config)
+            _Heard(source, self._written),
+            self._writer,
+            self._office,
+            limits_of(config, source.name),
         )
         self._state = relaystate.given_directory(os.environ)
         self._unsaid = ""

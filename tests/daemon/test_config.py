@@ -73,6 +73,7 @@ def test_a_missing_and_an_empty_file_are_the_defaults(tmp_path: Path) -> None:
         ("[metrics]\nlisten = '127.0.0.1:0'\n", "metrics.listen: must end in a port"),
         ("metrics = 3\n", "metrics: must be a table"),
         ("[sync]\nmax_release_percent = 101\n", "sync.max_release_percent: must be at most 100"),
+        ("[fleet]\nmax_release_percent = 101\n", "fleet.max_release_percent: must be at most 100"),
         ("[sources.flie]\n", "sources.flie: no such setting"),
         ("[sources.file]\ndirectory = 3\n", "sources.file.directory: must be an absolute path"),
         ("[daemon\n", "Expected ']'"),

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from bootlock.main import main
-from bootlockd.config import Fleet
-from bootlockd.fleet import beat
+from bootlockd.config import Config, Fleet
+from bootlockd.fleet import beat, registry
 from bootlockd.fleet.client import Client, Stream
 from bootlockd.fleet.history import standing_of
 from bootlockd.fleet.keys import Keys
@@ -22,9 +22,10 @@ from bootlockd.fleet.registry import Entry, Registry
 from bootlockd.fleet.wire import Frame
 from bootlockd.sources.base import Order
 from bootlockd.sources.reconcile import Limits
+from bootlockd.sources.runner import limits_of
 from etcdcluster import Cluster
 from fleet.follower import Follower
-from lockdb import database, journal
+from lockdb import database, journal, sources
 from lockdb.values import Kind
 from privatehost import wait_until
 
@@ -194,10 +195,10 @@ def test_another_history_releases_nothing_until_it_is_accepted(
     wait_until(lambda: sign in host.faults(), "it is said")
     # New holds are in force at once; what is said to be released is not.
     order = Order(str(uuid.uuid4()), Kind.BOOT_LOCK, "r", placed_by="alice")
-    registry = scene.registry
+    there = scene.registry
     if what != "restored":
-        registry.place(order, now=1, hold_id=kept)
-    registry.release(kept, reason="says the other one", by="eve", now=2)
+        there.place(order, now=1, hold_id=kept)
+    there.release(kept, reason="says the other one", by="eve", now=2)
     new = scene.place()
     host.until(kept, lost, new)
     assert "fleet accept" in host.faults()
@@ -209,7 +210,7 @@ def test_another_history_releases_nothing_until_it_is_accepted(
     assert not host.faults()
     scene.release(lost)
     host.until(new)
-    assert registry.find(ended).record.released  # type: ignore[union-attr]
+    assert there.find(ended).record.released  # type: ignore[union-attr]
 
 
 def _cli(scene: Scene, host: Follower, *words: str) -> int:
@@ -317,6 +318,37 @@ def test_more_releases_than_are_believed_wait_for_an_admin(shared: Scene) -> Non
     host.start()
     new = shared.place()
     host.until(*held, new)
+
+
+def test_an_admin_may_release_all_of_a_few_and_a_flood_waits_on_each_host(shared: Scene) -> None:
+    host = shared.host("h1", limits_of(Config(), "etcd"))
+    few = [shared.place() for _ in range(3)]
+    host.until(*few)
+    for hold_id in few:
+        shared.release(hold_id)
+    host.until()
+    many = [shared.place() for _ in range(12)]
+    host.until(*many)
+    host.stop()
+    for hold_id in many:
+        shared.release(hold_id)
+    host.start()
+    new = shared.place()
+    host.until(*many, new)
+    wait_until(
+        lambda: list(shared.registry.host("h1").waiting) == sorted(many), "the fleet is told"
+    )
+    cluster, seen = shared.registry.hosts()
+    (why,) = registry.missing(shared.registry.find(many[0]), cluster, seen).values()
+    assert why == "keeps it until an admin accepts that so many end"
+    assert _cli(shared, host, "fleet", "hosts") == 1
+    host.stop()
+    with database.open_db(host.path) as lock_db:
+        token = sources.token_of(sources.waiting(lock_db, "etcd"))
+    assert _cli(shared, host, "sync", "etcd", "--accept-release", token) == 0
+    host.start()
+    host.until(new)
+    wait_until(lambda: not shared.registry.host("h1").waiting, "nothing waits")
 
 
 def test_a_journal_that_was_rewritten_stays_visible_in_the_registry(shared: Scene) -> None:

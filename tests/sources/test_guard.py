@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from bootlockd.config import Config, Fleet, Sync
 from bootlockd.sources.reconcile import Limits
+from bootlockd.sources.runner import limits_of
 from database.soundness import assert_whole, log
 from lockdb import database, holds, sources
 from lockdb.errors import NotFound, NotNow
@@ -38,6 +40,14 @@ def accept(path: Path, token: str) -> None:
 )
 def test_the_smaller_of_number_and_share_may_end_but_one_always(active: int, allowed: int) -> None:
     assert GUARD.allowed(active) == allowed
+
+
+def test_of_the_registry_the_number_counts_and_not_the_share() -> None:
+    usual = Config()
+    assert [limits_of(usual, "file").allowed(active) for active in (3, 20, 5000)] == [1, 4, 10]
+    assert [limits_of(usual, "etcd").allowed(active) for active in (3, 20, 5000)] == [3, 10, 10]
+    strict = Config(fleet=Fleet(max_release_percent=20), sync=Sync(max_release=5))
+    assert [limits_of(strict, "etcd").allowed(active) for active in (3, 20, 5000)] == [1, 4, 5]
 
 
 @pytest.mark.parametrize(("active", "allowed"), [(3, 1), (10, 2), (100, 10)])

@@ -86,7 +86,7 @@ def sync(
         raise click.UsageError("--accept-release is for one SOURCE, and not for --dry-run")
     results = []
     for source in chosen:
-        result = _synced(app, source, limits_of(config), dry_run)
+        result = _synced(app, source, limits_of(config, source.name), dry_run)
         if result.plan and accepted is not None:
             result = _accepted(app, result, accepted)
         results.append(result)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 
 from bootlockd.config import Config
 from bootlockd.errors import BootlockdError
+from bootlockd.fleet.facts import SOURCE as REGISTRY
 from bootlockd.notify import notify, watchdog_interval
 from bootlockd.sources.base import Reading, Source, SourceError
 from bootlockd.sources.reconcile import Limits, Overtaken, Plan, known, reconcile
@@ -47,10 +48,16 @@ class SyncFailed(BootlockdError):
     """A thread is lost: the process must be started again."""
 
 
-def limits_of(config: Config) -> Limits:
-    """The guard's limits."""
+def limits_of(config: Config, name: str) -> Limits:
+    """The guard's limits for one source.
+
+    A file or a cloud's list may lose its entries by a mistake, and a share of them is the sign of
+    it. In the fleet's registry each release was written by somebody, for that hold: only their
+    number is one.
+    """
     sync = config.sync
-    return Limits(sync.max_release, sync.max_release_percent, sync.release_window)
+    percent = config.fleet.max_release_percent if name == REGISTRY else sync.max_release_percent
+    return Limits(sync.max_release, percent, sync.release_window)
 
 
 class Follower:
@@ -60,7 +67,7 @@ class Follower:
         self.name = source.name
         self._source = source
         self._database = config.database.path
-        self._limits = limits_of(config)
+        self._limits = limits_of(config, source.name)
         self._stop = stop
         self._thread = threading.Thread(target=self._run, name=source.name, daemon=True)
         self._pause = FIRST_PAUSE
