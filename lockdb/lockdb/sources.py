@@ -105,6 +105,14 @@ class State:
 
 
 @dataclass(frozen=True)
+class Forgotten:
+    """What a source left behind: holds that are active, of which so many waited to end."""
+
+    holds: int
+    waiting: int
+
+
+@dataclass(frozen=True)
 class Placing:
     """Place a hold. ``hold_id``: "" for one of our own choice."""
 
@@ -307,6 +315,31 @@ def accept(lock_db: LockDB, name: str, token: str, *, by: str, now: int) -> list
                     _end(db, chain, name, ending, now)
         db.execute("DELETE FROM waiting WHERE source = ?", [name])
         return endings
+
+
+def forget(lock_db: LockDB, name: str, *, by: str, now: int) -> Forgotten:
+    """Drop what is known of a source; its holds stay. Raises NotFound.
+
+    What waited to end was never accepted, and waits no more. Read again, the source is new.
+    """
+    with lock_db.write() as db:
+        if not list(db.query("SELECT 1 FROM source WHERE name = ?", [name])):
+            raise NotFound(f"no source {name[:80]!r} was ever read here", "see 'bootlock status'")
+        forgotten = Forgotten(
+            active(db, name, now=now),
+            len(waiting(lock_db, name)),
+        )
+        db.execute("DELETE FROM waiting WHERE source = ?", [name])
+        db.execute("DELETE FROM source WHERE name = ?", [name])
+        with journal.Chain(db, now) as chain:
+            chain.append(
+                "source_forgotten",
+                source=name,
+                by=by,
+                holds=forgotten.holds,
+                waiting=forgotten.waiting,
+            )
+        return forgotten
 
 
 def _place(db: Database, chain: journal.Chain, placing: Placing, now: int) -> str:

@@ -191,6 +191,37 @@ def test_status_shows_the_sources(cli: Cli, sync: Sync, directory: Path) -> None
     assert found["read_at"].endswith("Z")
 
 
+def test_a_source_that_is_gone_is_forgotten_and_its_holds_stay(
+    cli: Cli, sync: Sync, directory: Path, config: Path
+) -> None:
+    write(directory, 1, 2, 3)
+    sync()
+    write(directory, 1)
+    assert sync().exit == 4, "two wait"
+    before = held(cli)
+    refused = sync("--forget", "file")
+    assert (refused.exit, "is configured" in refused.err) == (4, True)
+    config.write_text("", "utf-8")
+    (level, detail) = findings(cli, load(config))[0]
+    assert (level, detail) == (Level.NOTE, "it is not configured any more; 3 of its holds stay")
+    assert sync("--forget", "file", "--dry-run").exit == 2
+    assert sync("--forget", "file", "--json").json == {"source": "file", "holds": 3, "waiting": 2}
+    assert held(cli) == before
+    assert findings(cli, load(config)) == []
+    assert cli("status", "--json").json["sources"] == []
+    last = cli.ok("journal", "show", "--last", "1", "--json").json[-1]
+    assert (last["event"], last["source"], last["holds"]) == ("source_forgotten", "file", 3)
+    assert sync("--forget", "file").exit == 3
+    # There again, it has what it left: nothing is placed twice, nothing ends.
+    config.write_text(f'[sources.file]\ndirectory = "{directory}"\n', "utf-8")
+    sync()
+    assert held(cli) == before
+    with database.open_db(cli.path) as lock_db:
+        assert sources.waiting_ids(lock_db, "file", limit=9) == sorted(
+            hold["id"] for hold in before if hold["instance"] != uuid(1)
+        )
+
+
 def findings(cli: Cli, config: Config, **changes: Any) -> list[tuple[str, str]]:
     with database.open_db(cli.path) as lock_db:
         states = sources.all_stored(lock_db)

@@ -93,6 +93,10 @@ def test_members_die_one_by_one_and_come_back(scene: Scene) -> None:
         wait_until(partial(_has_error, host), "no majority is an error of the source")
         assert host.holds() == {first, second}
     scene.cluster.kill(2)
+    tried = [host.state().tried_at or 0 for host in hosts]
+    for host, before in zip(hosts, tried, strict=True):
+        wait_until(partial(_tries, host, before), "with none left it goes on trying")
+        assert host.holds() == {first, second}
     scene.cluster.start(0, 1, 2)
     scene.release(first)
     third = scene.place()
@@ -105,6 +109,10 @@ def test_members_die_one_by_one_and_come_back(scene: Scene) -> None:
 
 def _has_error(host: Follower) -> bool:
     return bool(host.state().error)
+
+
+def _tries(host: Follower, since: int) -> bool:
+    return (host.state().tried_at or 0) > since + 1
 
 
 def test_a_member_that_hangs_is_noticed_and_left(scene: Scene) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from bootlock import output
 from bootlock.actor import actor
 from bootlock.app import App, json_option, pass_app
 from bootlock.exits import Exit
-from bootlockd.config import load
+from bootlockd.config import Config, load
 from bootlockd.sources.base import Source, SourceError
 from bootlockd.sources.reconcile import Limits, Overtaken, Plan, known, preview, reconcile
 from bootlockd.sources.registry import sources as configured
 from bootlockd.sources.runner import limits_of
 from lockdb import sources
+from lockdb.errors import NotNow
 from lockdb.sources import Ending
 
 #: How often a source is read again because bootlockd had read it meanwhile.
@@ -53,6 +54,12 @@ class Result:
     "ask at the terminal.",
 )
 @click.option(
+    "--forget",
+    "forgotten",
+    metavar="SOURCE",
+    help="Drop what is known of a source that is not configured any more; its holds stay.",
+)
+@click.option(
     "--config",
     "path",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -65,6 +72,7 @@ def sync(
     names: tuple[str, ...],
     dry_run: bool,
     accepted: str | None,
+    forgotten: str | None,
     path: Path | None,
     as_json: bool,
 ) -> int:
@@ -78,9 +86,14 @@ def sync(
     Example:
       bootlock sync --dry-run
       bootlock sync file --accept-release 3f9c2a11
+      bootlock sync --forget nova
     """
     path = path or app.config
     config = load(path)
+    if forgotten is not None:
+        if names or dry_run or accepted is not None:
+            raise click.UsageError("--forget goes alone")
+        return _forget(app, config, forgotten, as_json)
     chosen = _chosen(configured(config), names)
     if accepted is not None and (len(chosen) != 1 or dry_run):
         raise click.UsageError("--accept-release is for one SOURCE, and not for --dry-run")
@@ -100,6 +113,29 @@ def sync(
         return Exit.UNREACHABLE
     stopped = any(result.plan and result.plan.waiting for result in results)
     return Exit.NOT_NOW if stopped else Exit.DONE
+
+
+def _forget(app: App, config: Config, name: str, as_json: bool) -> Exit:
+    """Raises NotNow, NotFound."""
+    if name in {source.name for source in configured(config)}:
+        raise NotNow(
+            f"the source {name} is configured",
+            "take it out of the settings and reload bootlock-sync first, or it is read again",
+        )
+    with app.write() as lock_db:
+        forgotten = sources.forget(lock_db, name, by=actor(), now=app.now())
+    if as_json:
+        output.print_json({"source": name, **asdict(forgotten)})
+        return Exit.DONE
+    click.echo(output.printable(f"forgot the source {name}; {forgotten.holds} of its holds stay"))
+    if forgotten.waiting:
+        click.echo(f"  of them {forgotten.waiting} waited to end, and wait no more")
+    if forgotten.holds:
+        output.note(
+            f"'bootlock list --source {name}' shows them, 'bootlock release HOLD --override-source'"
+            " ends one"
+        )
+    return Exit.DONE
 
 
 def _chosen(found: Sequence[Source], names: Sequence[str]) -> list[Source]:

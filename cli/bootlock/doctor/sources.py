@@ -27,14 +27,15 @@ def sources(patient: Patient) -> Iterator[Finding]:
                 for finding in _judged(patient, lock_db, states.get(name, State(name)))
             ]
             for name in sorted(states.keys() - set(names)):
-                if count := len(stored.refs(lock_db, name)):
-                    findings.append(
-                        note(
-                            f"source {name}",
-                            f"it is not configured any more; {count} of its holds stay",
-                            "'bootlock release HOLD --override-source' ends one",
-                        )
+                count = len(stored.refs(lock_db, name))
+                findings.append(
+                    note(
+                        f"source {name}",
+                        f"it is not configured any more; {count} of its holds stay",
+                        "'bootlock release HOLD --override-source' ends one, "
+                        f"'bootlock sync --forget {name}' the source",
                     )
+                )
     except DatabaseError:
         # Another check's finding.
         return
