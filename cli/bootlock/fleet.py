@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,12 +21,16 @@ from bootlockd.errors import ConfigError
 from bootlockd.fleet import registry
 from bootlockd.fleet.errors import EtcdError
 from bootlockd.fleet.keys import Keys, host_name
+from bootlockd.fleet.pruning import pruned_before
 from bootlockd.fleet.registry import Entry, Registry, Seen
 from bootlockd.fleet.relays import RelayReport
 from bootlockd.sources.base import Order
 from lockdb import journal
 from lockdb.errors import NotFound
 from lockdb.values import Hold, NewHold, looks_like_uuid
+
+if TYPE_CHECKING:
+    from bootlockd.fleet.client import Client
 
 #: Seconds between two looks at the hosts; of many hosts, ten times what a look takes.
 PAUSE = 0.3
@@ -38,17 +42,24 @@ Pending = Callable[[str, Sequence[Seen]], Mapping[str, str]]
 
 
 @contextmanager
-def opened(app: App) -> Iterator[Registry]:
-    """The registry that the settings name. Raises ConfigError or EtcdError."""
+def asked(app: App) -> Iterator[tuple[Client, Keys]]:
+    """What asks the registry that the settings name. Raises ConfigError or EtcdError."""
     # Here: no other command needs what speaks to a network.
     from bootlockd.fleet.client import Client  # noqa: PLC0415
 
     known = settings(app)
     client = Client(known)
     try:
-        yield Registry(client, Keys(known.prefix))
+        yield client, Keys(known.prefix)
     finally:
         client.close()
+
+
+@contextmanager
+def opened(app: App) -> Iterator[Registry]:
+    """The registry that the settings name. Raises ConfigError or EtcdError."""
+    with asked(app) as (client, keys):
+        yield Registry(client, keys)
 
 
 def settings(app: App) -> Fleet:
@@ -156,9 +167,14 @@ def noted_head(app: App) -> journal.Head:
 
 def restored(app: App, holds: Sequence[Hold], *, dry_run: bool) -> list[str]:
     """The ids of this host's holds from the registry that it has lost; written back into it."""
-    with opened(app) as there:
+    with asked(app) as (client, keys):
+        there, before = Registry(client, keys), pruned_before(client, keys)
         known = {entry.id for entry in there.holds()}
-        lost = [hold for hold in holds if hold.id not in known]
+        lost = [
+            hold
+            for hold in holds
+            if hold.id not in known and (hold.released_at is None or hold.released_at >= before)
+        ]
         for hold in lost if not dry_run else ():
             there.restate(registry.record_of(hold))
     return [hold.id for hold in lost]

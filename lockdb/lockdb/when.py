@@ -30,6 +30,14 @@ def parse_until(field: str, text: str, now: int) -> int:
     return moment
 
 
+def parse_since(field: str, text: str, now: int) -> int:
+    """The Unix second that lies so long ago, or that ``text`` names. Raises InvalidValue."""
+    duration = _DURATION.fullmatch(text.strip())
+    if duration:
+        return now - int(duration[1]) * _UNIT[duration[2]]
+    return parse_time(field, text.strip())
+
+
 def iso(moment: int) -> str:
     """A Unix second as ``2027-01-31T12:00:00Z``."""
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

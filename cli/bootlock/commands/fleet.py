@@ -1,11 +1,11 @@
-"""bootlock fleet status, hosts, permits, accept and restore."""
+"""bootlock fleet status, hosts, permits, accept, restore and prune."""
 
 from __future__ import annotations
 
 import click
 
 from bootlock import fleet as work
-from bootlock import fleetpermits, output
+from bootlock import fleetpermits, fleetprune, output
 from bootlock.actor import actor
 from bootlock.app import App, json_option, pass_app, reason_option
 from bootlock.exits import Exit
@@ -13,6 +13,7 @@ from bootlockd.fleet.facts import SOURCE
 from bootlockd.fleet.history import standing_of
 from lockdb import epochs, holds, sources
 from lockdb.errors import NotFound
+from lockdb.when import parse_since
 
 
 @click.group()
@@ -113,7 +114,8 @@ def accept(app: App, reason: str, as_json: bool) -> int:
 def restore(app: App, dry_run: bool, as_json: bool) -> int:
     """Write back into the registry what this host has had from it and it has lost.
 
-    That are holds in force and the releases of others. What the registry has stays as it is.
+    That are holds in force and the releases of others, but for those that were pruned. What the
+    registry has stays as it is.
 
     \b
     Example:
@@ -129,3 +131,30 @@ def restore(app: App, dry_run: bool, as_json: bool) -> int:
             click.echo(f"{'would restore' if dry_run else 'restored'} {hold_id}")
         click.echo(f"{len(ids)} of {len(had)} were missing")
     return Exit.DONE
+
+
+@fleet.command()
+@click.option(
+    "--older-than",
+    "age",
+    metavar="WHEN",
+    default="90d",
+    show_default=True,
+    help="What ended before that: 90d, 26w, or an ISO time; a day at least.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@json_option
+@pass_app
+def prune(app: App, age: str, dry_run: bool, as_json: bool) -> int:
+    """Delete from the registry what tells no host anything any more.
+
+    That are released holds which every host that the registry knows has ended, and permits whose
+    time is over. Exit code 4: a host, silent ones too, has not ended one that is old enough; it
+    stays.
+
+    \b
+    Example:
+      bootlock fleet prune --older-than 90d --dry-run
+    """
+    before = parse_since("--older-than", age, app.now())
+    return fleetprune.prune(app, before=before, dry_run=dry_run, as_json=as_json)

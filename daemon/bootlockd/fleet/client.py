@@ -169,6 +169,37 @@ class Client:
             raise TermOver("nothing was written: the office is not ours any more")
         return wire.header_of(answer), False, there[0]
 
+    def delete(
+        self, found: Mapping[bytes, int], *, unless_new: tuple[bytes, bytes], since: int
+    ) -> bool:
+        """Delete all these keys, if each is still at its revision.
+
+        And if none in the range ``unless_new`` was made after the revision ``since``. False:
+        nothing was deleted; or it had been, and no answer came. Raises EtcdError.
+        """
+        begin, end = unless_new
+        unchanged = [
+            {
+                "key": wire.text_of(key),
+                "target": "MOD",
+                "result": "EQUAL",
+                "mod_revision": str(mod),
+            }
+            for key, mod in found.items()
+        ]
+        none_new = {
+            "key": wire.text_of(begin),
+            "range_end": wire.text_of(end),
+            "target": "CREATE",
+            "result": "LESS",
+            "create_revision": str(since + 1),
+        }
+        question = {
+            "compare": [*unchanged, none_new],
+            "success": [{"request_delete_range": {"key": wire.text_of(key)}} for key in found],
+        }
+        return self.ask("/v3/kv/txn", question).get("succeeded") is True
+
     def grant(self, seconds: int) -> int:
         """A lease that ends if it is not kept alive. Raises EtcdError."""
         return wire.number(self.ask("/v3/lease/grant", {"TTL": str(seconds)}), "ID")

@@ -6,6 +6,7 @@ bootlock/hosts/NAME      what a host says of itself
 bootlock/alive/NAME      there for as long as it keeps saying so
 bootlock/leads/NAME      who does what only one may do
 bootlock/relays/NAME     how far he came, whoever he was
+bootlock/pruned          from when on nothing is missing that was released
 """
 
 from __future__ import annotations
@@ -48,6 +49,11 @@ class Keys:
     def relay(self, name: str) -> bytes:
         """Of what the holder of one office said last."""
         return f"{self.prefix}relays/{name}".encode()
+
+    @property
+    def pruned(self) -> bytes:
+        """What is known to be gone."""
+        return f"{self.prefix}pruned".encode()
 
     @property
     def holds(self) -> tuple[bytes, bytes]:
