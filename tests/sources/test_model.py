@@ -1,13 +1,15 @@
 """Whatever sources say, in whatever order, however often everything is started anew.
 
 The model knows nothing of how it is done, only what may be: a hold ends in a reading that says so
-about it with evidence and says nothing else of it, or by an admin's word.
+about it with evidence and says nothing else of it, or by an admin's word. And a permit is granted
+once, as it was said, and whoever ends it ends it for good.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from bootlockd.sources.base import Observation, Order, Reading, Said
+from bootlockd.sources.base import Observation, Order, Reading, Revocation, Said
 from bootlockd.sources.reconcile import Limits, plan, preview, reconcile
 from database.soundness import assert_whole, log
-from lockdb import database, holds, sources
-from lockdb.values import Hold, Kind, NewHold
+from lockdb import database, holds, permits, sources
+from lockdb.values import Hold, Kind, NewHold, Operation, Permit
 from samples import NOW
 from sources.said import UNGUARDED, uuid
 
@@ -56,12 +58,32 @@ ANYTHING = st.builds(
     hold_id=st.sampled_from(["", "", "", "0123456789abcdef"]),
 )
 OBSERVATIONS = st.one_of(SOUND, SOUND, RELEASES, ANYTHING)
+PERMITS = st.builds(
+    Permit,
+    id=st.sampled_from(["a" * 16, "b" * 16, "c" * 16]),
+    instance=st.sampled_from([uuid(1), uuid(1), uuid(1), uuid(2)]),
+    operation=st.sampled_from([Operation.START, Operation.START, Operation.MIGRATE]),
+    reason=st.just("court"),
+    granted_at=st.just(NOW),
+    granted_by=st.just("alice"),
+    until=st.sampled_from([NOW - 1, NOW + 9, NOW + 10**5, NOW + 10**5, NOW + 10**5]),
+    revoked_at=st.none(),
+    revoked_by=st.none(),
+)
+REVOCATIONS = st.builds(
+    Revocation,
+    permit_id=st.sampled_from(["a" * 16, "b" * 16]),
+    by=st.sampled_from(["bob", "eve"]),
+    evidence=st.just("done"),
+)
 READINGS = st.builds(
     Reading,
     observations=st.lists(OBSERVATIONS, max_size=6).map(tuple),
     whole=st.booleans(),
     revision=st.sampled_from(["1", "2"]),
     faults=st.sampled_from([(), ("no answer",)]),
+    permits=st.lists(PERMITS, max_size=2).map(tuple),
+    revocations=st.just(()) | st.lists(REVOCATIONS, max_size=2).map(tuple),
 )
 
 
@@ -73,6 +95,7 @@ class Reconciled(RuleBasedStateMachine):
         database.create(self.path, now=1, host="test")
         self.now = NOW
         self.local = self._place_local()
+        self.local_permit = self._permit_local()
         #: (source, ref): evidence was given, some time.
         self.evidence: set[tuple[str, str]] = set()
 
@@ -81,6 +104,13 @@ class Reconciled(RuleBasedStateMachine):
             new = NewHold(instance=uuid(1), reason="mine", placed_by="admin")
             return holds.place(lock_db, new, now=NOW).id
 
+    def _permit_local(self) -> Permit:
+        until = NOW + 10**5
+        with database.open_db(self.path) as lock_db:
+            return permits.grant(
+                lock_db, uuid(1), Operation.START, until=until, reason="mine", by="admin", now=NOW
+            )
+
     def teardown(self) -> None:
         # Each from the start is whole: pages, journal, and what the two say of each other.
         assert_whole(self.path)
@@ -88,7 +118,7 @@ class Reconciled(RuleBasedStateMachine):
 
     @rule(source=st.sampled_from(SOURCES), reading=READINGS, guarded=st.booleans())
     def read(self, source: str, reading: Reading, guarded: bool) -> None:
-        before = self._holds()
+        before, permits_before = self._holds(), self._permits()
         self.evidence |= {
             (source, one.ref)
             for one in reading.observations
@@ -108,6 +138,7 @@ class Reconciled(RuleBasedStateMachine):
         after = self._holds()
         self._nothing_else_happened(before, after, source, reading)
         self._what_is_held_is_held(after, source, reading)
+        self._permits_are_as_said(permits_before, self._permits(), reading)
         mine = [one for one in before.values() if one.source == source and one.is_active(self.now)]
         ended = [one for one in mine if after[one.id].released_at is not None]
         assert not guarded or len(ended) <= max(1, min(2, (len(mine) + 2) // 2))
@@ -140,6 +171,33 @@ class Reconciled(RuleBasedStateMachine):
             if order.instance != "junk" and order.reason and (order.until or 10**10) > self.now:
                 assert by_ref[one.ref].instance == order.instance
 
+    def _permits_are_as_said(
+        self, before: dict[str, Permit], after: dict[str, Permit], reading: Reading
+    ) -> None:
+        assert before.keys() <= after.keys(), "no row is ever lost"
+        ended = {one.permit_id for one in reading.revocations}
+        for permit_id, permit in after.items():
+            ways = {one for one in reading.permits if one.id == permit_id}
+            if permit_id not in before:
+                assert ways == {permit}, "it is granted as it was said, and said in one way"
+                assert permit_id not in ended
+                assert permit.until > self.now
+                continue
+            was = before[permit_id]
+            assert replace(permit, revoked_at=None, revoked_by=None) == replace(
+                was, revoked_at=None, revoked_by=None
+            ), "it is never made longer, nor anything else"
+            if was.revoked_at is not None or permit_id not in ended or was.until <= self.now:
+                assert permit == was, "who revoked it, and when, stays; nobody else ends it"
+            else:
+                assert permit.revoked_at == self.now
+                said = {one.by for one in reading.revocations if one.permit_id == permit_id}
+                assert permit.revoked_by in said
+        for permit in reading.permits:
+            alone = all(one == permit for one in reading.permits if one.id == permit.id)
+            if alone and permit.id not in ended and permit.until > self.now:
+                assert permit.id in after, "no guard and no fault keeps it from being granted"
+
     @rule()
     def admin_accepts(self) -> None:
         for source in SOURCES:
@@ -163,6 +221,15 @@ class Reconciled(RuleBasedStateMachine):
                 hold = sorted(active, key=lambda one: one.id)[pick % len(active)]
                 holds.release(lock_db, hold.id, reason="mine", by="admin", now=self.now)
 
+    @rule(pick=st.integers(0, 9))
+    def admin_revokes(self, pick: int) -> None:
+        with database.open_db(self.path) as lock_db:
+            active = permits.active(lock_db, now=self.now)
+            theirs = sorted(one.id for one in active if one.id != self.local_permit.id)
+            if theirs:
+                one = theirs[pick % len(theirs)]
+                permits.revoke(lock_db, one, reason="mine", by="admin", now=self.now)
+
     @rule(source=st.sampled_from(SOURCES))
     def fail(self, source: str) -> None:
         before = self._holds()
@@ -178,6 +245,7 @@ class Reconciled(RuleBasedStateMachine):
     def local_holds_are_as_they_were(self) -> None:
         hold = self._holds()[self.local]
         assert (hold.released_at, hold.reason, hold.ref) == (None, "mine", None)
+        assert self._permits()[self.local_permit.id] == self.local_permit
 
     @invariant()
     def what_waits_is_held_and_has_its_evidence(self) -> None:
@@ -201,6 +269,12 @@ class Reconciled(RuleBasedStateMachine):
         with database.open_db(self.path, read_only=True) as lock_db:
             return {hold.id: hold for hold in holds.history(lock_db)}
 
+    def _permits(self) -> dict[str, Permit]:
+        with database.open_db(self.path, read_only=True) as lock_db:
+            ids = ["a" * 16, "b" * 16, "c" * 16, self.local_permit.id]
+            found = [permits.stored(lock_db, one) for one in ids]
+        return {permit.id: permit for permit in found if permit}
+
 
 def _original(hold: Hold) -> str:
     """The ref that a hold was placed under, before another took it."""
@@ -220,19 +294,28 @@ TestReconciled.settings = settings(
     st.lists(OBSERVATIONS, max_size=8),
     st.randoms(use_true_random=False),
     st.lists(OBSERVATIONS, max_size=5),
+    st.lists(PERMITS, max_size=4),
+    st.lists(REVOCATIONS, max_size=3),
+    st.lists(PERMITS, max_size=2),
 )
 def test_the_order_in_which_things_are_said_and_stored_does_not_matter(
-    said: list[Observation], chance: Any, before: list[Observation]
+    said: list[Observation],
+    chance: Any,
+    before: list[Observation],
+    granted: list[Permit],
+    ended: list[Revocation],
+    stored: list[Permit],
 ) -> None:
-    rows = _stored(before)
-    shuffled, rows_shuffled = said[:], rows[:]
-    chance.shuffle(shuffled)
-    chance.shuffle(rows_shuffled)
-    state = sources.State("file")
-    made = [
-        plan(state, stored, [], Reading(tuple(one), True), limits=GUARD, now=NOW)
-        for one, stored in ((said, rows), (shuffled, rows_shuffled))
-    ]
+    state, known = sources.State("file"), {permit.id: permit for permit in stored}
+    made = []
+    told: list[list[Any]] = [_stored(before), said, granted, ended]
+    for _ in range(2):
+        rows, *one = told
+        reading = Reading(tuple(one[0]), True, permits=tuple(one[1]), revocations=tuple(one[2]))
+        made.append(plan(state, rows, [], reading, limits=GUARD, now=NOW, permit_of=known.get))
+        told = [each[:] for each in told]
+        for each in told:
+            chance.shuffle(each)
     assert made[0] == made[1]
 
 

@@ -10,6 +10,7 @@ The rules:
   again. A ref that now names another instance holds both: nobody said that the first is free.
 - A hold that was given its id by the source is never placed twice: once ended here, it stays so.
 - A permit is granted once, as it was said first, and never longer; one that was revoked stays so.
+  What is said of it in two ways grants nothing.
 - More endings at once than ``Limits`` allow end nothing: all of them wait for an admin, and what
   would end after them waits too, until it is accepted or taken back.
 
@@ -206,10 +207,7 @@ def plan(
     # Of two that claim the same id, it is the same one that gets it, whatever their order.
     for ref in sorted(said):
         findings.add(said[ref], is_taken)
-    for permit in reading.permits:
-        findings.permit(permit, permit_of(permit.id))
-    for revocation in reading.revocations:
-        findings.revocation(revocation, permit_of(revocation.permit_id))
+    findings.permissions(reading, permit_of)
     count = (lambda _most: findings.active) if reading.whole else active
     return findings.plan(state, reading, limits, count)
 
@@ -294,7 +292,21 @@ class _Findings:
             self.place.append(Placing(ref, new, hold_id))
             self.ids.add(hold_id)
 
-    def permit(self, permit: Permit, stored: Permit | None) -> None:
+    def permissions(self, reading: Reading, stored: Callable[[str], Permit | None]) -> None:
+        """All that was said of permits. In doubt, one is not granted."""
+        ended = {one.permit_id: one for one in sorted(reading.revocations, key=repr)}
+        granted: dict[str, set[Permit]] = {}
+        for permit in reading.permits:
+            granted.setdefault(permit.id, set()).add(permit)
+        for permit_id, ways in granted.items():
+            if len(ways) > 1:
+                self._fault(f"permit {permit_id}", f"it is said in {len(ways)} ways")
+            elif permit_id not in ended:
+                self._grant(next(iter(ways)), stored(permit_id))
+        for permit_id, revocation in ended.items():
+            self._revocation(revocation, stored(permit_id))
+
+    def _grant(self, permit: Permit, stored: Permit | None) -> None:
         """One that was granted, and what is stored with its id."""
         if permit.until <= self.now:
             return
@@ -303,7 +315,7 @@ class _Findings:
         elif replace(stored, revoked_at=None, revoked_by=None) != permit:
             self._fault(f"permit {permit.id}", "it is another here, and stays as it was granted")
 
-    def revocation(self, revocation: Revocation, stored: Permit | None) -> None:
+    def _revocation(self, revocation: Revocation, stored: Permit | None) -> None:
         """One that was ended, and what is stored with its id."""
         if stored and stored.revoked_at is None and stored.until > self.now:
             by, evidence = revocation.by, printable_line(revocation.evidence, REASON_MAX)
