@@ -63,6 +63,24 @@ def test_a_hold_is_in_force_on_all_hosts_when_place_returns(fleet: FleetNet, gue
     assert "was released" in again
 
 
+def test_a_permit_lets_libvirt_start_it_on_each_host_when_permit_returns(
+    fleet: FleetNet, guest: str
+) -> None:
+    one, two, _ = fleet.hosts
+    wait_until(lambda: all_alive(fleet), "all hosts are there")
+    assert one.bootlock("place", guest, "--reason", "r", "--fleet")[0] == 0
+    grant = ["--op", "start", "--for", "10m", "--reason", "disk image", "--fleet"]
+    code, permit = two.bootlock("permit", guest, *grant)
+    assert (code, permit["taken"], permit["missing"]) == (0, 3, {}), permit
+    for member in fleet.hosts:
+        assert not member.refuses(guest)
+    assert one.bootlock("fleet", "permits")[1][0]["id"] == permit["id"]
+    code, ended = one.bootlock("permit", "--revoke", permit["id"], "--reason", "r", "--fleet")
+    assert (code, ended["taken"]) == (0, 3), ended
+    for member in fleet.hosts:
+        assert member.refuses(guest)
+
+
 def test_a_host_that_is_cut_off_keeps_what_it_holds_and_catches_up(
     fleet: FleetNet, guest: str
 ) -> None:

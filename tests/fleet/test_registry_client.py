@@ -26,6 +26,7 @@ from bootlockd.fleet.relays import RelayReport
 from bootlockd.fleet.wire import Frame
 from bootlockd.sources.base import Order
 from etcdcluster import Certificates, Cluster
+from fleet import fleetroles
 from lockdb.errors import AlreadyEnded, AmbiguousPrefix, NotFound
 from lockdb.values import Kind
 from privatehost import wait_until
@@ -263,20 +264,12 @@ def test_who_writes_in_terms_writes_nothing_without_one(cluster: Cluster, keys: 
 # -- who may --------------------------------------------------------------------------------------
 
 
-def follow_recipe(cluster: Cluster) -> None:
-    """Users and roles, as documented."""
-    page = Path(__file__).resolve().parents[2] / "docs/fleet.md"
-    for line in page.read_text("utf-8").splitlines():
-        if line.startswith("    etcdctl "):
-            cluster.ctl(*line.removeprefix("    etcdctl ").split())
-
-
 def test_etcd_with_certificates_passwords_and_roles_as_documented(tmp_path: Path) -> None:
     certificates = Certificates(tmp_path)
     certificate, key = certificates.make("host")
     expired, expired_key = certificates.make("expired", days=-1)
     with Cluster(tmp_path / "etcd", certificates=certificates, size=1) as cluster:
-        follow_recipe(cluster)
+        fleetroles.set_up(cluster)
         password = tmp_path / "password"
         password.write_text("secret-of-h1\n")
         settings = cluster.settings(
@@ -346,7 +339,7 @@ def test_the_documented_role_of_a_relay_is_enough_for_it_and_for_no_more(tmp_pat
     password.write_text("secret-of-relay\n")
     keys = Keys("bootlock/")
     with Cluster(tmp_path / "etcd", certificates=certificates, size=1) as cluster:
-        follow_recipe(cluster)
+        fleetroles.set_up(cluster)
         settings = cluster.settings(
             user="relay", password_file=password, certificate_file=certificate, key_file=key
         )

@@ -23,7 +23,8 @@ from bootlockd.fleet.wire import Frame
 from bootlockd.sources.base import Order
 from bootlockd.sources.reconcile import Limits
 from bootlockd.sources.runner import limits_of
-from etcdcluster import Cluster
+from etcdcluster import Certificates, Cluster
+from fleet import fleetroles
 from fleet.follower import Follower
 from lockdb import database, journal, sources
 from lockdb.values import Kind
@@ -256,6 +257,58 @@ def test_what_a_host_wrote_itself_betrays_a_restore_that_has_caught_up(scene: Sc
 
 def _nonce(host: Follower) -> int:
     return standing_of(host.state().revision).nonce
+
+
+def test_a_host_that_is_not_let_in_keeps_its_holds_until_it_is_again(tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    cert, key = certificates.make("host")
+    sound = cert.read_bytes(), key.read_bytes()
+    expired = [file.read_bytes() for file in certificates.make("expired", days=-1)]
+    for name in ("h1", "admin"):
+        (tmp_path / f"{name}.secret").write_text(f"secret-of-{name}\n")
+    with ExitStack() as stack:
+        cluster = stack.enter_context(Cluster(tmp_path / "etcd", certificates=certificates, size=1))
+        fleetroles.set_up(cluster)
+        settings = [
+            cluster.settings(
+                host=name,
+                heartbeat=1,
+                timeout=1,
+                user=name,
+                password_file=tmp_path / f"{name}.secret",
+                certificate_file=cert,
+                key_file=key,
+            )
+            for name in ("h1", "admin")
+        ]
+        admin = stack.enter_context(closing(Client(settings[1])))
+        there = Registry(admin, Keys("bootlock/"))
+        host = stack.enter_context(Follower(tmp_path, settings[0]))
+
+        def place() -> str:
+            order = Order(str(uuid.uuid4()), Kind.BOOT_LOCK, "r", placed_by="alice")
+            return there.place(order, now=int(time.time())).id
+
+        held = [place()]
+        host.until(*held)
+        for wrong, said in (("password", "authentication failed"), ("certificate", "ertificate")):
+            host.stop()
+            if wrong == "password":
+                (tmp_path / "h1.secret").write_text("wrong\n")
+            else:
+                cert.write_bytes(expired[0])
+                key.write_bytes(expired[1])
+            new = place()
+            host.start()
+            wait_until(lambda said=said: said in host.state().error, f"the {wrong} is named")  # type: ignore[misc]
+            assert host.holds() == set(held)
+            # New ones in place are read at the next try.
+            (tmp_path / "h1.secret").write_text("secret-of-h1\n")
+            cert.write_bytes(sound[0])
+            key.write_bytes(sound[1])
+            held.append(new)
+            host.until(*held)
+            assert not host.state().error
 
 
 def test_a_second_host_of_the_same_name_is_said_and_no_other_history(shared: Scene) -> None:
