@@ -225,6 +225,8 @@ class RelayService:
         while not self._stop.is_set():
             if self._lost.is_set():
                 self._well("relay")
+                # What one says of itself is the leader's to say.
+                self._problems.pop("note", None)
                 self._fresh = time.monotonic()
                 self._stop.wait(self._rest / 2)
                 continue
@@ -246,7 +248,6 @@ class RelayService:
         self._fresh = time.monotonic()
         self._well("relay")
         self._note()
-        self._wake.set()
 
     def _note(self) -> None:
         """Tell the registry."""

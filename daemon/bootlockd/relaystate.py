@@ -44,7 +44,7 @@ def load(path: Path) -> RelayReport | None:
     try:
         text = path.read_bytes()
         beat = float(json.loads(text)["beat"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     report = relays.decoded(text)
     is_fresh = 0 <= time.monotonic() - beat < FRESH

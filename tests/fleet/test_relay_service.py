@@ -18,9 +18,10 @@ import pytest
 from bootlockd import relaystate
 from bootlockd.config import Config, Fleet, Nova, Sources
 from bootlockd.errors import ConfigError
+from bootlockd.fleet import relays
 from bootlockd.fleet.client import Client
 from bootlockd.fleet.keys import Keys
-from bootlockd.fleet.registry import OFFICE, Entry, Registry, in_force
+from bootlockd.fleet.registry import OFFICE, RELAY, Entry, Registry, in_force
 from bootlockd.fleet.relays import RelayReport
 from bootlockd.relay import PLACED_BY
 from bootlockd.relayservice import relay_service
@@ -265,7 +266,12 @@ def fleet(cluster: Cluster, keys: Keys, directory: Path, *words: str) -> tuple[i
 
 
 def test_an_admin_sees_which_relay_leads_and_how_far_it_is(
-    start: Starter, registry: Registry, cluster: Cluster, keys: Keys, tmp_path: Path
+    start: Starter,
+    registry: Registry,
+    cluster: Cluster,
+    client: Client,
+    keys: Keys,
+    tmp_path: Path,
 ) -> None:
     assert fleet(cluster, keys, tmp_path, "status", "--json") == (
         0,
@@ -284,6 +290,12 @@ def test_an_admin_sees_which_relay_leads_and_how_far_it_is(
     one.end()
     wait_until(two.leads, "the other has the office")
     assert "relay: two leads; holds 2; " in fleet(cluster, keys, tmp_path, "hosts")[1]
+
+    def noted() -> RelayReport:
+        there = client.get(keys.relay(RELAY))[1]
+        return relays.decoded(there.value) if there else RelayReport()
+
+    wait_until(lambda: noted().name == "two", "the other says how far it is")
     two.end()
     wait_until(lambda: not (registry.relay() or RelayReport(leads=True)).leads, "none leads")
     code, said = fleet(cluster, keys, tmp_path, "hosts")
