@@ -149,8 +149,8 @@ def test_a_loop_that_retries_neither_fills_the_disk_nor_slows_the_hook(hook: Hoo
         sizes = list(pool.map(refuse, range(1500)))
     (refusal,) = _pending(hook)
     assert 0 < refusal.count <= 1500, "a busy machine may cost some their record"
-    # The database, its log, which starts over again and again, and the log's index. Most often it is
-    # 0.6 MB; a log that never starts over is at 12 by now.
+    # The database, its log, which starts over again and again, and the log's index: 0.6 MB most
+    # often. A log that never starts over is at 12 by now.
     assert max(sizes) < 4_000_000
 
     # In turns, so that whatever else the machine does slows both.
