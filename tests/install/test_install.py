@@ -1,5 +1,6 @@
 """`make install` and `make uninstall`, run for real on hosts that are thrown away afterwards."""
 
+import json
 import subprocess
 import time
 import uuid as uuids
@@ -9,6 +10,7 @@ import pytest
 
 from installing import HOOKS, bootlock, define, is_refused, listing, starts_all_the_time
 from privatehost import CommandFailed, PrivateHost, wait_until
+from shells import completed
 
 pytestmark = pytest.mark.live
 
@@ -175,15 +177,17 @@ def test_the_program_hears_only_its_own_python(
     assert host.run(there, env=hostile).stdout.startswith("bootlock ")
 
 
-def test_completions_work_in_bash(host: PrivateHost, built: Path) -> None:
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completions_work_in_each_shell(host: PrivateHost, built: Path, shell: str) -> None:
     install(host, built)
-    script = """
-        . /usr/share/bash-completion/completions/bootlock
-        COMP_WORDS=(bootlock pla) COMP_CWORD=1
-        _bootlock_completion bootlock pla bootlock
-        echo "${COMPREPLY[@]}"
-    """
-    assert host.run(["bash", "-c", script]).stdout.strip() == "place"
+    uuid = str(uuids.uuid4())
+    hold = json.loads(bootlock(host, "place", uuid, "--reason", "unpaid", "--json"))["id"]
+    assert completed(host, shell, "bootlock pla") == "place"
+    assert completed(host, shell, "bootlock journal ver") == "verify"
+    assert completed(host, shell, "bootlock place web --not") == "--notice"
+    assert completed(host, shell, "bootlock place web --on-running man") == "managed-save"
+    assert completed(host, shell, f"bootlock release {hold[:4]}") == hold
+    assert completed(host, shell, f"bootlock list --instance {uuid[:4]}") == uuid
 
 
 def test_another_prefix_moves_the_program_alone(host: PrivateHost, built: Path) -> None:

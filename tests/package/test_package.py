@@ -15,6 +15,7 @@ import pytest
 import installing
 from installing import HOOKS, bootlock, define, is_refused, listing, starts_all_the_time
 from privatehost import CommandFailed, PrivateHost, wait_until
+from shells import completed
 
 DATABASE = "/var/lib/bootlock/lock.db"
 FREE = "8f3e3a0e-44bb-4f43-9d35-8bd1a1e4b7c5"
@@ -329,18 +330,6 @@ def test_manual_and_completions_are_where_they_are_looked_for(
     dpkg(host, "-i", package)
     for page in ("1/bootlock.1", "8/bootlockd.8", "5/bootlock.toml.5"):
         assert ".Sh NAME" in host.run(["zcat", f"/usr/share/man/man{page}.gz"]).stdout
-    script = """
-        . /usr/share/bash-completion/completions/bootlock
-        complete_line() {
-            COMPREPLY=() COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
-            $(complete -p bootlock | sed 's/.* -F \\([^ ]*\\) .*/\\1/') bootlock "${@: -1}" bootlock
-            echo "${COMPREPLY[@]}"
-        }
-        complete_line bootlock pla
-        complete_line bootlock place web --not
-        complete_line bootlock place web --on-running man
-    """
-    said = host.run(["bash", "-c", script]).stdout.split("\n")
-    assert said == ["place", "--notice", "managed-save", ""]
-    for path in ("zsh/vendor-completions/_bootlock", "fish/vendor_completions.d/bootlock.fish"):
-        assert "_BOOTLOCK_COMPLETE" in host.run(["cat", f"/usr/share/{path}"]).stdout
+    for shell in ("bash", "zsh", "fish"):
+        assert completed(host, shell, "bootlock pla") == "place"
+        assert completed(host, shell, "bootlock place web --not") == "--notice"
