@@ -73,7 +73,13 @@ check: deps ## Format, lint, types, shell scripts, documentation
 	  shellcheck --shell=dash $(SHELL_SCRIPTS); shellcheck --shell=bash $(BASH_SCRIPTS)
 	@for script in $(SHELL_SCRIPTS); do \
 	  for shell in dash bash 'busybox sh'; do $$shell -n $$script; done; done
-	@if [ -e tests/test_docs.py ]; then echo docs; $(BIN)/pytest -q tests/test_docs.py; fi
+	@echo docs; $(BIN)/pytest -q tests/test_docs.py; $(BIN)/python packaging/website.py build/site
+
+.PHONY: docs
+docs: deps ## Build the documentation as a site, build/site/index.html; any warning is an error
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md) \
+	  $(BIN)/python packaging/website.py build/site
+	@echo build/site/index.html
 
 .PHONY: bench
 bench: deps ## Measure all against its limits: the hook, the daemon, sources, the fleet (root; 20 minutes)
@@ -116,7 +122,7 @@ packages: host-packages
 .venv/.done: pyproject.toml | host-packages
 	@echo 'making .venv'
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --editable '.[dev]'
+	@$(BIN)/pip install --quiet --editable '.[dev,docs]'
 	@touch $@
 
 # Of Debian's prometheus and etcd only these: the packages would start their servers here.

@@ -1,4 +1,4 @@
-"""The documentation names what there is: commands, options, exit codes, events, paths."""
+"""The documentation names what there is, and all of it: commands, options, exit codes, paths."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 
 from bootlock.exits import Exit
 from bootlock.main import cli
+from bootlockd.main import cli as daemon
 
 ROOT = Path(__file__).resolve().parents[1]
 CLI = (ROOT / "docs/cli.md").read_text("utf-8")
-PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"])
+PAGES = sorted([*ROOT.glob("docs/**/*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"])
 # click's own, the same on every command.
 _HELP = {"-h", "--help"}
 
@@ -50,6 +51,66 @@ def test_each_command_has_help_with_an_example_and_prints_json(name: str) -> Non
             assert parameter.help or isinstance(parameter.type, click.Choice), parameter.name
     options = {option for parameter in command.params for option in parameter.opts}
     assert "--json" in options or name == "journal export"
+
+
+def told(page: Path) -> Iterator[str]:
+    """What a page tells to type: its commands of ours, each from its first word to its end."""
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    blocks = re.findall(r"^```\w*\n([\s\S]*?)^```|^((?: {4}.*\n)+)", text, re.MULTILINE)
+    spans = re.findall(r"`([^`]+)`", re.sub(r"^```[\s\S]*?^```", "", text, flags=re.MULTILINE))
+    code = [*("\n".join(block) for block in blocks), *(" ".join(span.split()) for span in spans)]
+    for line in "\n".join(code).splitlines():
+        # What stands in quotes may be anything.
+        plain = re.sub(r"""'[^']*'|"[^"]*\"""", "TEXT", line.strip())
+        for said in re.findall(r"(?:^|[|;&`(] *|^[#$] )\b(bootlockd? .+)", plain):
+            # Without what a shell keeps for itself, a drawing's lines, and the sentence around it.
+            yield re.split(r" [|>;&#─]|[|;&)`]|[,:](?: |$)", said)[0]
+
+
+def wrong_in(said: str) -> list[str]:
+    """Words of a command that there are not: subcommands and options."""
+    program, *words = said.split()
+    command: click.Command = daemon if program == "bootlockd" else cli
+    known = set(_HELP)
+    wrong = []
+    takes_value = False
+    for word in words:
+        known |= {option for parameter in command.params for option in parameter.opts}
+        if word.startswith("-"):
+            wrong += [word] * (word not in known)
+            takes_value = not any(
+                isinstance(parameter, click.Option) and parameter.is_flag
+                for parameter in command.params
+                if word in parameter.opts
+            )
+        elif not takes_value and isinstance(command, click.Group) and word.islower():
+            if word not in command.commands:
+                return [*wrong, word]
+            command = command.commands[word]
+        else:
+            takes_value = False
+    return wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_command_that_a_page_tells_to_type_is_one(page: Path) -> None:
+    assert [(said, wrong) for said in told(page) if (wrong := wrong_in(said))] == []
+
+
+def test_commands_that_there_are_not_would_be_found() -> None:
+    assert sum(len(list(told(page))) for page in PAGES) > 150
+    assert wrong_in("bootlock hold web --reason TEXT") == ["hold"]
+    assert wrong_in("bootlock --config FILE place web --because TEXT") == ["--because"]
+    assert wrong_in("bootlock journal shwo --last 3") == ["shwo"]
+    assert wrong_in("bootlockd --check-settings") == ["--check-settings"]
+
+
+def test_the_index_leads_to_each_page() -> None:
+    """The list is the site's navigation: docs/index.md says where a new page belongs."""
+    index = (ROOT / "docs/index.md").read_text("utf-8")
+    for page in ROOT.glob("docs/**/*.md"):
+        name = page.relative_to(ROOT / "docs")
+        assert f"]({name})" in index or page.name == "index.md", f"add {name} to docs/index.md"
 
 
 def test_each_exit_code_is_in_the_reference_and_the_help() -> None:
