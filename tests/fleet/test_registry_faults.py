@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
@@ -26,8 +27,8 @@ from bootlockd.sources.runner import limits_of
 from etcdcluster import Certificates, Cluster
 from fleet import fleetroles
 from fleet.follower import Follower
-from lockdb import database, journal, sources
-from lockdb.values import Kind
+from lockdb import database, holds, journal, sources
+from lockdb.values import Kind, NewHold
 from privatehost import wait_until
 
 
@@ -447,6 +448,58 @@ def _rewrite(path: Path) -> None:
         for entry in entries:
             facts = {k: v for k, v in entry.items() if k not in {"seq", "at", "event", "prev"}}
             journal.append(db, entry["event"], entry["at"] + 1, **facts)
+
+
+def test_a_host_whose_database_was_restored_catches_up_and_owns_up(shared: Scene) -> None:
+    """What docs/operations.md says of a restored backup in a fleet."""
+    host = shared.host("h1")
+    kept, ended = shared.place(), shared.place()
+    host.until(kept, ended)
+    host.stop()
+    backup = _backup(host.path)
+    # Nobody places it again. What the registry has might be journalled again in the same words and
+    # the same second, and would be the same journal.
+    with database.open_db(host.path) as lock_db:
+        here = NewHold(str(uuid.uuid4()), "r", "root")
+        holds.place(lock_db, here, now=int(time.time()))
+    host.start()
+    later = shared.place()
+    shared.release(ended)
+    wait_until(lambda: host.holds() >= {kept, later} and ended not in host.holds(), "it follows")
+    with database.open_db(host.path, read_only=True) as lock_db:
+        head = journal.head(lock_db.db)
+    wait_until(lambda: shared.registry.host("h1").journal == (head.seq, head.hash), "it is told")
+    host.stop()
+    for end in ("", "-wal", "-shm"):
+        host.path.with_name(host.path.name + end).unlink(missing_ok=True)
+    backup.rename(host.path)
+    host.start()
+    host.until(kept, later)
+    wait_until(lambda: shared.registry.host("h1").trouble, "the host says so itself")
+    assert "as it was published" in shared.registry.host("h1").trouble[0]
+    assert _cli(shared, host, "journal", "verify") == 0
+    assert _cli(shared, host, "journal", "verify", "--fleet") == 1
+    # The way out.
+    host.stop()
+    shared.cluster.ctl("del", Keys(shared.prefix).host("h1").decode())
+    host.start()
+    wait_until(lambda: "fleet accept" in host.faults(), "its own key is lost, by intent")
+    host.accept()
+
+    def troubles() -> list[list[str]]:
+        return [list(seen.report.trouble) for seen in shared.registry.hosts()[1]]
+
+    wait_until(lambda: troubles() == [[]], "its key is there again, and nothing is wrong")
+    assert _cli(shared, host, "journal", "verify", "--fleet") == 0
+    assert host.holds() == {kept, later}
+
+
+def _backup(path: Path) -> Path:
+    """As the page makes one, with SQLite's own means."""
+    backup = path.with_name("backup.db")
+    with closing(sqlite3.connect(path)) as db, closing(sqlite3.connect(backup)) as copy:
+        db.backup(copy)
+    return backup
 
 
 def test_what_is_written_again_and_again_reaches_every_host_once(shared: Scene) -> None:
