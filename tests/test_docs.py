@@ -105,6 +105,13 @@ def test_commands_that_there_are_not_would_be_found() -> None:
     assert wrong_in("bootlockd --check-settings") == ["--check-settings"]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_page_begins_with_what_it_is_for(page: Path) -> None:
+    title, _, first = page.read_text("utf-8").partition("\n\n")
+    assert re.match(r"# .+$", title)
+    assert re.match(r"[\w`]", first), "a sentence before all tables, commands and headings"
+
+
 def test_the_index_leads_to_each_page() -> None:
     """The list is the site's navigation: docs/index.md says where a new page belongs."""
     index = (ROOT / "docs/index.md").read_text("utf-8")
