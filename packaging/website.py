@@ -41,7 +41,9 @@ _SETTINGS = {
 
 
 def main(directory: Path) -> int:
-    """Build the site into ``directory``, which is emptied first; 0 if there is nothing to say."""
+    """Build the site in place of the one in ``directory``; 0 if there is nothing to say."""
+    if directory.exists() and any(directory.iterdir()) and not (directory / "objects.inv").exists():
+        sys.exit(f"{directory} has something else in it than a site, which would be lost")
     with tempfile.TemporaryDirectory(prefix="bootlock-site-") as name:
         # Beside the pages lie the files of the tree that they link to, in their places.
         tree = Path(name) / "tree"
@@ -104,6 +106,6 @@ def _add_navigation(index: Path) -> None:
 
 
 if __name__ == "__main__":
-    # What mandoc and Sphinx put into pages must not hang on who builds them.
-    os.environ.setdefault("SOURCE_DATE_EPOCH", "0")
+    # No page shows when it was built; this is for what Sphinx would note all the same.
+    os.environ["SOURCE_DATE_EPOCH"] = "0"
     sys.exit(main(Path(sys.argv[1])))
