@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -26,14 +27,27 @@ def test_what_was_acknowledged_outlives_its_writers_death(path: Path) -> None:
     """Two hundred writers, each killed at another moment of its work."""
     chance = random.Random(20)
     told: set[tuple[str, str]] = set()
+    # On a slow disk a writer that had 20 ms would have come to nothing.
+    longest = 3 * _seconds_of_a_round(path)
     for _ in range(200):
-        told |= _killed_after(path, chance.uniform(0, 0.02))
+        told |= _killed_after(path, chance.uniform(0, longest))
         stored = assert_whole(path)
         assert {hold for act, hold in told if act == "placed"} <= set(stored)
         released = {hold for act, hold in told if act == "released"}
         assert all(stored[hold].released_at == NOW for hold in released)
     acts = Counter(act for act, _ in told)
-    assert min(acts["placed"], acts["released"]) > 100, "they came to do something"
+    assert min(acts["placed"], acts["released"]) > 50, "they came to do something"
+
+
+def _seconds_of_a_round(path: Path) -> float:
+    """How long a writer takes that is not killed."""
+    rounds = []
+    with database.open_db(path) as lock_db:
+        for _ in range(9):
+            start = time.perf_counter()
+            _place_and_release(lock_db, lambda *_: None)
+            rounds.append(time.perf_counter() - start)
+    return statistics.median(rounds)
 
 
 def _killed_after(path: Path, seconds: float) -> set[tuple[str, str]]:
