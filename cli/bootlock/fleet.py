@@ -27,7 +27,8 @@ from bootlockd.fleet.relays import RelayReport
 from bootlockd.sources.base import Order
 from lockdb import journal
 from lockdb.errors import NotFound
-from lockdb.values import Hold, NewHold, looks_like_uuid
+from lockdb.retention import Dated
+from lockdb.values import Hold, NewHold, Retention, looks_like_uuid
 
 if TYPE_CHECKING:
     from bootlockd.fleet.client import Client
@@ -93,7 +94,15 @@ def place(app: App, new: NewHold, *, wait: int, as_json: bool) -> Exit:
     return judged(missing, seen) if wait else Exit.DONE
 
 
-def release(app: App, hold: str | None, uuid: str | None, *, reason: str, as_json: bool) -> Exit:
+def release(
+    app: App,
+    hold: str | None,
+    uuid: str | None,
+    *,
+    reason: str,
+    override: bool,
+    as_json: bool,
+) -> Exit:
     """Release one hold, or all on an instance."""
     now = app.now()
     with opened(app) as there:
@@ -103,13 +112,36 @@ def release(app: App, hold: str | None, uuid: str | None, *, reason: str, as_jso
                 raise NotFound(f"no hold on {uuid} in the registry", "see 'bootlock list --fleet'")
         else:
             ids = [there.find(hold or "").id]
-        released = [there.release(one, reason=reason, by=actor(), now=now) for one in ids]
+        released = [
+            there.release(one, reason=reason, by=actor(), now=now, override=override) for one in ids
+        ]
     if as_json:
         output.print_json([_as_dict(entry, now) for entry in released])
     else:
         for entry in released:
             click.echo(f"released {entry.id} on {_instance(entry) or 'an unknown instance'}")
     return Exit.DONE
+
+
+def retain(
+    app: App, prefix: str, until: int | None, mode: Retention | None, *, as_json: bool
+) -> Exit:
+    """Have one hold last until a date, or longer, on all hosts."""
+    now = app.now()
+    with opened(app) as there:
+        entry = there.retain(there.find(prefix).id, until, mode, now=now)
+    order = entry.record.order if entry.record else None
+    assert order
+    if as_json:
+        output.print_json(_as_dict(entry, now))
+    else:
+        click.echo(retained_line(entry.id, order))
+    return Exit.DONE
+
+
+def retained_line(hold_id: str, hold: Dated) -> str:
+    """What came of ``bootlock retain``."""
+    return f"hold {hold_id} is retained until {output.moment(hold.retain_until)} ({hold.retention})"
 
 
 def list_holds(app: App, uuid: str | None, *, everything: bool, as_json: bool) -> None:
@@ -347,7 +379,7 @@ def judged(missing: Mapping[str, str], seen: Sequence[Seen]) -> Exit:
 
 # -- one hold ---------------------------------------------------------------------------------
 
-_MOMENTS = {"placed_at", "until", "released_at"}
+_MOMENTS = {"placed_at", "until", "retain_until", "released_at"}
 
 
 def _as_dict(entry: Entry, now: int) -> dict[str, Any]:

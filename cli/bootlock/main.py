@@ -20,6 +20,7 @@ from bootlock.commands import (
     permit,
     place,
     release,
+    retain,
     status,
     sync,
     view,
@@ -121,6 +122,7 @@ def cli(
 for command in (
     place.place,
     release.release,
+    retain.retain,
     permit.permit,
     view.list_holds,
     view.show,

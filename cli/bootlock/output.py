@@ -28,6 +28,7 @@ _TIMES = {
     "placed_at",
     "read_at",
     "released_at",
+    "retain_until",
     "revoked_at",
     "proven",
     "since",

@@ -23,7 +23,7 @@ from bootlockd.errors import NoSuchDriver
 from bootlockd.fences.base import Fence
 from bootlockd.values import Case, Guest, Wake
 from bootlockd.worker import Done, Job, Worker
-from lockdb import disks, enforcements, holds, permits, refusals
+from lockdb import disks, enforcements, holds, permits, refusals, witness
 from lockdb.database import LockDB, open_db
 from lockdb.enforcements import Enforcement, State
 from lockdb.errors import DatabaseError
@@ -371,6 +371,7 @@ class Cycle:
             with open_db(self.config.database.path) as lock_db:
                 refusals.drain(lock_db, now=int(time.time()))
                 enforcements.record_new(lock_db, rows)
+                witness.keep(lock_db, int(time.time()))
         except DatabaseError as error:
             log.error("refusals and absent instances are not recorded: %s", error)
         finally:

@@ -41,7 +41,7 @@ def permits(lock_db: LockDB, *, now: int) -> dict[str, int]:
 def waiting(lock_db: LockDB) -> dict[str, int]:
     """The releases that wait for an admin's word, by source."""
     with lock_db.read() as db:
-        return dict(db.execute("SELECT source, count(*) FROM waiting GROUP BY 1"))
+        return dict(db.execute("SELECT source, count(*) FROM waiting WHERE NOT kept GROUP BY 1"))
 
 
 @dataclass(frozen=True)

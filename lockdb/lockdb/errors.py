@@ -5,6 +5,7 @@ LockDBError
 ├── NotFound              no such hold or permit
 │   └── AlreadyEnded      it was there, and has been released or revoked
 ├── NotNow                what was asked for is not allowed as things are
+│   └── Retained              the hold may not end before its date
 ├── AmbiguousPrefix       more than one hold or permit begins so
 └── DatabaseError         the file can't be used: names the path
     ├── DatabaseMissing
@@ -49,6 +50,10 @@ class AlreadyEnded(NotFound):
 
 class NotNow(LockDBError):
     """It is not allowed as things are: a hold is its source's, what waits is not what was seen."""
+
+
+class Retained(NotNow):
+    """The hold may not end, or not so early, before its retention does."""
 
 
 class AmbiguousPrefix(LockDBError):
@@ -108,6 +113,9 @@ def translated(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
+        if str(error) == "the hold is retained":
+            # What the code lets through by mistake, the trigger does not.
+            raise Retained(str(error), "see 'bootlock show'") from error
         # The low byte is the primary result code; the rest only refines it.
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_ERROR and "no such" in str(error):

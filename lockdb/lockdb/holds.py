@@ -7,50 +7,114 @@ never touches another, whatever they share (rule R5).
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from sqlite_utils import Database
 
-from lockdb import journal
+from lockdb import journal, retention, witness
 from lockdb.database import LockDB
 from lockdb.errors import AlreadyEnded, AmbiguousPrefix, NotFound
-from lockdb.values import ACTOR_MAX, REASON_MAX, Hold, Kind, NewHold, OnRunning, required_line
+from lockdb.values import (
+    ACTOR_MAX,
+    REASON_MAX,
+    Hold,
+    Kind,
+    NewHold,
+    OnRunning,
+    Retention,
+    one_line,
+    required_line,
+)
 from lockdb.when import iso
+from lockdb.witness import Sight
 
 
-def place(lock_db: LockDB, new: NewHold, *, now: int) -> Hold:
+def place(
+    lock_db: LockDB, new: NewHold, *, now: int, see: Callable[[], Sight] | None = None
+) -> Hold:
     """Store a hold and its journal entry; durable when this returns. Raises DatabaseError."""
     row = asdict(new) | {"id": secrets.token_hex(8), "was_running": None, "placed_at": now}
     with lock_db.write() as db:
+        if new.retain_until is not None:
+            retention.check_date(new.retain_until, now)
+            witness.begin(db, now, see)
         _table(db).insert(row)
         journal.append(db, "placed", now, **row)
         return _by_id(db, row["id"])
 
 
-def release(lock_db: LockDB, hold_id: str, *, reason: str, by: str, now: int) -> Hold:
-    """End the hold with exactly this id.
+def release(
+    lock_db: LockDB,
+    hold_id: str,
+    *,
+    reason: str,
+    by: str,
+    now: int,
+    override: bool = False,
+    see: Callable[[], Sight] | None = None,
+) -> Hold:
+    """End the hold with exactly this id. ``override``: though it is retained, if that may be.
 
-    Raises InvalidValue (reason), NotFound, AlreadyEnded or DatabaseError.
+    Raises InvalidValue (reason), NotFound, AlreadyEnded, Retained or DatabaseError.
     """
     reason = required_line("reason", reason, REASON_MAX)
     by = required_line("released_by", by, ACTOR_MAX)
     with lock_db.write() as db:
-        hold = _by_id(db, hold_id)
-        if hold.released_at is not None:
-            raise AlreadyEnded(
-                f"hold {hold.id} was released at {iso(hold.released_at)} by {hold.released_by}",
-                f"see 'bootlock show {hold.id}'",
-            )
-        end = {"released_at": now, "released_by": by, "release_reason": reason}
-        _table(db).update(hold.id, end)
+        hold = _open(db, hold_id)
+        proven = witness.advance(db, now, see) if hold.retention else now
+        retained = retention.is_retained(hold, proven)
+        if retained and not (override and hold.retention is Retention.GOVERNANCE):
+            raise retention.refusal(hold.id, hold, proven, now)
+        end: dict[str, Any] = {"released_at": now, "released_by": by, "release_reason": reason}
+        _table(db).update(hold.id, end | {"overridden": retained})
         # What its source would have done to it, too late.
         db.execute("DELETE FROM waiting WHERE hold = ?", [hold.id])
+        facts = retention.facts(hold.retain_until, hold.retention, retained)
         journal.append(
-            db, "released", now, id=hold.id, instance=hold.instance, by=by, reason=reason
+            db, "released", now, id=hold.id, instance=hold.instance, by=by, reason=reason, **facts
         )
         forget_disks_if_free(db, hold.instance)
+        return _by_id(db, hold.id)
+
+
+def retain(
+    lock_db: LockDB,
+    hold_id: str,
+    *,
+    until: int | None,
+    mode: Retention | None,
+    by: str,
+    now: int,
+    reason: str = "",
+    see: Callable[[], Sight] | None = None,
+) -> Hold:
+    """Have the hold with exactly this id last until a date; or longer; or in the stronger mode.
+
+    Raises InvalidValue, NotFound, AlreadyEnded, Retained (it would be less than it is) or
+    DatabaseError.
+    """
+    reason = one_line("reason", reason, REASON_MAX)
+    by = required_line("by", by, ACTOR_MAX)
+    with lock_db.write() as db:
+        hold = _open(db, hold_id)
+        witness.begin(db, now, see)
+        after = retention.extended(hold.id, hold, until, mode, now=now)
+        before = {"retain_until": hold.retain_until, "retention": hold.retention}
+        if after != before:
+            _table(db).update(hold.id, after)
+            journal.append(
+                db,
+                "retained",
+                now,
+                id=hold.id,
+                instance=hold.instance,
+                by=by,
+                reason=reason,
+                before=before,
+                **after,
+            )
         return _by_id(db, hold.id)
 
 
@@ -121,6 +185,17 @@ def _by_id(db: Database, hold_id: str) -> Hold:
     return _hold(rows[0])
 
 
+def _open(db: Database, hold_id: str) -> Hold:
+    """As ``_by_id``, if it was not released."""
+    hold = _by_id(db, hold_id)
+    if hold.released_at is not None:
+        raise AlreadyEnded(
+            f"hold {hold.id} was released at {iso(hold.released_at)} by {hold.released_by}",
+            f"see 'bootlock show {hold.id}'",
+        )
+    return hold
+
+
 def _hold(row: dict[str, Any]) -> Hold:
     was_running = row["was_running"]
     return Hold(
@@ -130,6 +205,8 @@ def _hold(row: dict[str, Any]) -> Hold:
             "on_running": OnRunning(row["on_running"]),
             "isolate": bool(row["isolate"]),
             "was_running": None if was_running is None else bool(was_running),
+            "retention": Retention(row["retention"]) if row["retention"] else None,
+            "overridden": bool(row["overridden"]),
         }
     )
 

@@ -205,6 +205,54 @@ def m0004_blocks(db: Database) -> None:
         db.execute(statement)
 
 
+_RETENTION = """
+ALTER TABLE hold ADD COLUMN retain_until INTEGER CHECK (retain_until IS NULL OR until IS NULL);
+
+ALTER TABLE hold ADD COLUMN retention TEXT
+  CHECK (retention IN ('governance', 'compliance'))
+  CHECK ((retention IS NULL) = (retain_until IS NULL));
+
+ALTER TABLE hold ADD COLUMN overridden INTEGER NOT NULL DEFAULT 0 CHECK (overridden IN (0, 1));
+
+ALTER TABLE waiting ADD COLUMN override INTEGER NOT NULL DEFAULT 0;
+
+ALTER TABLE waiting ADD COLUMN kept INTEGER NOT NULL DEFAULT 0;
+
+CREATE TRIGGER hold_is_retained BEFORE UPDATE ON hold
+WHEN OLD.released_at IS NULL AND OLD.retain_until
+  > CAST(ifnull((SELECT value FROM meta WHERE key = 'witness'), 0) AS INTEGER)
+BEGIN
+  SELECT RAISE(ABORT, 'the hold is retained')
+  WHERE NOT (NEW.released_at IS NULL OR (OLD.retention = 'governance' AND NEW.overridden))
+    OR NEW.id <> OLD.id
+    OR NEW.instance <> OLD.instance
+    OR NEW.source <> OLD.source
+    OR NEW.kind <> OLD.kind
+    OR NEW.blocks IS NOT OLD.blocks
+    OR NEW.was_running > OLD.was_running
+    OR NEW.retain_until IS NULL
+    OR NEW.retain_until < OLD.retain_until
+    OR (OLD.retention = 'compliance' AND NEW.retention <> 'compliance');
+END;
+
+CREATE TRIGGER hold_is_kept BEFORE DELETE ON hold
+WHEN OLD.retain_until IS NOT NULL
+BEGIN SELECT RAISE(ABORT, 'the hold is retained'); END;
+
+CREATE TRIGGER hold_is_not_replaced BEFORE INSERT ON hold
+WHEN EXISTS (SELECT 1 FROM hold WHERE id = NEW.id AND retain_until IS NOT NULL)
+BEGIN SELECT RAISE(ABORT, 'the hold is retained'); END
+"""
+
+
+@migrations()
+def m0005_retention(db: Database) -> None:
+    """Holds that may not end before a date. ``witness``: see ``lockdb.witness``."""
+    # Each statement is followed by an empty line; a trigger has none.
+    for statement in _RETENTION.split(";\n\n"):
+        db.execute(statement)
+
+
 @cache
 def known_steps() -> frozenset[str]:
     """The names of all steps this version of bootlock knows."""

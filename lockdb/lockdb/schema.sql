@@ -29,7 +29,9 @@ CREATE TABLE hold (
   released_at INTEGER,
   released_by TEXT,
   release_reason TEXT
-, ref TEXT, blocks TEXT CHECK (blocks <> '')) WITHOUT ROWID;
+, ref TEXT, blocks TEXT CHECK (blocks <> ''), retain_until INTEGER CHECK (retain_until IS NULL OR until IS NULL), retention TEXT
+  CHECK (retention IN ('governance', 'compliance'))
+  CHECK ((retention IS NULL) = (retain_until IS NULL)), overridden INTEGER NOT NULL DEFAULT 0 CHECK (overridden IN (0, 1))) WITHOUT ROWID;
 CREATE INDEX hold_active ON hold (instance) WHERE released_at IS NULL;
 CREATE INDEX hold_instance ON hold (instance, placed_at);
 CREATE TABLE held_disk (
@@ -94,7 +96,7 @@ CREATE TABLE waiting (
   evidence TEXT NOT NULL,
   change TEXT NOT NULL,
   since INTEGER NOT NULL
-) WITHOUT ROWID
+, override INTEGER NOT NULL DEFAULT 0, kept INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID
 ;
 CREATE TABLE permit (
   id TEXT PRIMARY KEY,
@@ -108,3 +110,25 @@ CREATE TABLE permit (
   revoked_by TEXT
 ) WITHOUT ROWID;
 CREATE INDEX permit_instance ON permit (instance);
+CREATE TRIGGER hold_is_retained BEFORE UPDATE ON hold
+WHEN OLD.released_at IS NULL AND OLD.retain_until
+  > CAST(ifnull((SELECT value FROM meta WHERE key = 'witness'), 0) AS INTEGER)
+BEGIN
+  SELECT RAISE(ABORT, 'the hold is retained')
+  WHERE NOT (NEW.released_at IS NULL OR (OLD.retention = 'governance' AND NEW.overridden))
+    OR NEW.id <> OLD.id
+    OR NEW.instance <> OLD.instance
+    OR NEW.source <> OLD.source
+    OR NEW.kind <> OLD.kind
+    OR NEW.blocks IS NOT OLD.blocks
+    OR NEW.was_running > OLD.was_running
+    OR NEW.retain_until IS NULL
+    OR NEW.retain_until < OLD.retain_until
+    OR (OLD.retention = 'compliance' AND NEW.retention <> 'compliance');
+END;
+CREATE TRIGGER hold_is_kept BEFORE DELETE ON hold
+WHEN OLD.retain_until IS NOT NULL
+BEGIN SELECT RAISE(ABORT, 'the hold is retained'); END;
+CREATE TRIGGER hold_is_not_replaced BEFORE INSERT ON hold
+WHEN EXISTS (SELECT 1 FROM hold WHERE id = NEW.id AND retain_until IS NOT NULL)
+BEGIN SELECT RAISE(ABORT, 'the hold is retained'); END;

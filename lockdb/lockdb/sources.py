@@ -6,7 +6,8 @@ ended is planned in ``bootlockd.sources.reconcile``; here a plan's steps are car
 their journal entries, in the caller's transaction. No step touches a hold of another source.
 
 What would end more holds at once than is believed stays in the table ``waiting`` until an admin
-accepts it, or the source takes it back.
+accepts it, or the source takes it back. So does what would end a hold that is retained, until its
+date: that is nobody's to accept.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, Final
 
 from sqlite_utils import Database
 
-from lockdb import journal, permits
+from lockdb import journal, permits, retention, witness
 from lockdb.database import LockDB
 from lockdb.errors import NotFound, NotNow
 from lockdb.holds import forget_disks_if_free
@@ -43,7 +44,13 @@ FIELDS: Final = (
     "until",
     "placed_by",
     "blocks",
+    "retain_until",
+    "retention",
 )
+
+#: Where a row has its retention.
+RETAIN_UNTIL: Final = 2 + FIELDS.index("retain_until")
+RETENTION: Final = 2 + FIELDS.index("retention")
 
 #: Of a long list, so many are kept as examples.
 EXAMPLES = 5
@@ -133,12 +140,19 @@ class Changing:
 
 @dataclass(frozen=True)
 class Ending:
-    """End a hold; or, with ``change``, loosen it so that it bars no start any more."""
+    """End a hold; or, with ``change``, loosen it so that it bars no start any more.
+
+    ``override``: though it is retained, in governance mode. ``kept``: it waits for the end of a
+    retention alone, which is ``retain_until``.
+    """
 
     hold_id: str
     instance: str
     evidence: str
     change: Changing | None = None
+    override: bool = False
+    kept: bool = False
+    retain_until: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -226,10 +240,12 @@ _OF_SOURCE = "source = ? AND released_at IS NULL AND ref IS NOT NULL"
 
 
 def waiting(lock_db: LockDB, name: str) -> list[Ending]:
-    """The endings that wait for an admin, oldest first."""
+    """The endings that wait, oldest first: for an admin, or for the end of a retention."""
     with lock_db.read() as db:
         found = db.execute(
-            "SELECT waiting.hold, hold.instance, waiting.evidence, waiting.change FROM waiting "
+            "SELECT waiting.hold, hold.instance, waiting.evidence, waiting.change, "
+            "hold.retain_until, waiting.override AND hold.retention IS 'governance', waiting.kept "
+            "FROM waiting "
             "JOIN hold ON hold.id = waiting.hold AND hold.released_at IS NULL "
             "WHERE waiting.source = ? ORDER BY waiting.since, waiting.hold",
             [name],
@@ -249,6 +265,25 @@ def waiting_ids(lock_db: LockDB, name: str, *, limit: int) -> list[str]:
         return [hold_id for (hold_id,) in found]
 
 
+def stopped(lock_db: LockDB, name: str, *, now: int) -> list[Ending]:
+    """Of ``waiting``, what an admin can accept."""
+    with lock_db.read() as db:
+        proven = witness.proven(db, now)
+        found = waiting(lock_db, name)
+        return [one for one in found if not one.kept and not is_retained(one, proven)]
+
+
+def retained(lock_db: LockDB, name: str) -> list[Ending]:
+    """Of ``waiting``, what waits for the end of a retention alone."""
+    return [one for one in waiting(lock_db, name) if one.kept]
+
+
+def is_retained(ending: Ending, proven: int) -> bool:
+    """Whether the date of its hold has to come first, whatever anybody says."""
+    until = ending.retain_until
+    return until is not None and until > proven and not ending.override
+
+
 def token_of(endings: Iterable[Ending]) -> str:
     """Names exactly this set of endings: what an admin has seen is what is accepted."""
     return _digest(sorted(f"{ending.hold_id} {_change_text(ending)}" for ending in endings))[:8]
@@ -260,6 +295,12 @@ def carry_out(db: Database, after: State, steps: Steps, *, now: int) -> list[str
     In the caller's transaction. Returns the ids of what was placed, in the order of ``steps``.
     """
     name = after.name
+    if any(placing.new.retain_until for placing in steps.place) or any(
+        changing.after.get("retain_until") for changing in steps.change
+    ):
+        witness.begin(db, now)
+    elif steps.end or steps.change:
+        witness.advance(db, now)
     with journal.Chain(db, now) as chain:
         for changing in steps.change:
             _change(db, chain, name, changing)
@@ -268,18 +309,33 @@ def carry_out(db: Database, after: State, steps: Steps, *, now: int) -> list[str
             _end(db, chain, name, ending, now)
         db.conn.executemany("DELETE FROM waiting WHERE hold = ?", [[i] for i in steps.withdraw])
         db.conn.executemany(
-            "REPLACE INTO waiting VALUES (?, ?, ?, ?, ?)",
-            [[one.hold_id, name, one.evidence, _change_text(one), now] for one in steps.wait],
+            "REPLACE INTO waiting VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                [one.hold_id, name, one.evidence, _change_text(one), now, one.override, one.kept]
+                for one in steps.wait
+            ],
         )
         for permit in steps.grant:
             permits.write(db, chain, permit, source=name)
         for revoking in steps.revoke:
             _revoke(db, chain, name, revoking, now)
-        if steps.wait:
+        for ending in steps.wait:
+            if not ending.kept:
+                continue
+            chain.append(
+                "release_retained",
+                id=ending.hold_id,
+                instance=ending.instance,
+                source=name,
+                retain_until=ending.retain_until,
+                evidence=ending.evidence,
+            )
+        stops = [one for one in steps.wait if not one.kept]
+        if stops:
             (count,) = db.execute(
-                "SELECT count(*) FROM waiting WHERE source = ?", [name]
+                "SELECT count(*) FROM waiting WHERE source = ? AND NOT kept", [name]
             ).fetchone()
-            examples = sorted(ending.instance for ending in steps.wait)[:EXAMPLES]
+            examples = sorted(ending.instance for ending in stops)[:EXAMPLES]
             chain.append("release_stopped", source=name, count=count, first=examples)
         _note(db, chain, after)
     return ids
@@ -298,7 +354,8 @@ def failed(lock_db: LockDB, name: str, error: str, *, now: int) -> None:
 def accept(lock_db: LockDB, name: str, token: str, *, by: str, now: int) -> list[Ending]:
     """Carry out what waits, if it is exactly what ``token`` names. Raises NotFound, NotNow."""
     with lock_db.write() as db:
-        endings = waiting(lock_db, name)
+        witness.advance(db, now)
+        endings = stopped(lock_db, name, now=now)
         if not endings:
             raise NotFound(f"nothing of the source {name} waits", f"see 'bootlock sync {name}'")
         if token != token_of(endings):
@@ -313,7 +370,7 @@ def accept(lock_db: LockDB, name: str, token: str, *, by: str, now: int) -> list
                     _change(db, chain, name, ending.change)
                 else:
                     _end(db, chain, name, ending, now)
-        db.execute("DELETE FROM waiting WHERE source = ?", [name])
+        db.conn.executemany("DELETE FROM waiting WHERE hold = ?", [[e.hold_id] for e in endings])
         return endings
 
 
@@ -372,13 +429,21 @@ def _change(db: Database, chain: journal.Chain, name: str, changing: Changing) -
 
 def _end(db: Database, chain: journal.Chain, name: str, ending: Ending, now: int) -> None:
     by = f"source {name}"
+    query = "SELECT retain_until, retention FROM hold WHERE id = ?"
+    until, mode = db.execute(query, [ending.hold_id]).fetchone() or (None, None)
+    overridden = bool(until and ending.override and until > witness.proven(db, now))
     db.execute(
-        "UPDATE hold SET released_at = ?, released_by = ?, release_reason = ? "
+        "UPDATE hold SET released_at = ?, released_by = ?, release_reason = ?, overridden = ? "
         "WHERE id = ? AND source = ?",
-        [now, by, ending.evidence, ending.hold_id, name],
+        [now, by, ending.evidence, overridden, ending.hold_id, name],
     )
     chain.append(
-        "released", id=ending.hold_id, instance=ending.instance, by=by, reason=ending.evidence
+        "released",
+        id=ending.hold_id,
+        instance=ending.instance,
+        by=by,
+        reason=ending.evidence,
+        **retention.facts(until, mode, overridden),
     )
     forget_disks_if_free(db, ending.instance)
 
@@ -444,11 +509,17 @@ def _change_text(ending: Ending) -> str:
     return json.dumps([ending.change.before, ending.change.after], sort_keys=True)
 
 
-def _ending(hold_id: str, instance: str, evidence: str, change: str) -> Ending:
-    if not change:
-        return Ending(hold_id, instance, evidence)
-    before, after = json.loads(change)
-    return Ending(hold_id, instance, evidence, Changing(hold_id, instance, before, after))
+def _ending(
+    hold_id: str,
+    instance: str,
+    evidence: str,
+    change: str,
+    retain_until: int | None,
+    override: int,
+    kept: int,
+) -> Ending:
+    changing = Changing(hold_id, instance, *json.loads(change)) if change else None
+    return Ending(hold_id, instance, evidence, changing, bool(override), bool(kept), retain_until)
 
 
 def _digest(lines: Sequence[str]) -> str:

@@ -26,6 +26,8 @@ GRACE_MAX = 24 * 3600
 PERMIT_MAX = 7 * 86400
 #: 9999-12-31T23:59:59Z: the last second that can be printed.
 UNTIL_MAX = 253402300799
+#: Seconds: a hundred years. What is meant to last longer has a slip of the keyboard in it.
+RETAIN_MAX = 36525 * 86400
 
 #: Every UUID that begins so is refused by ``decide.sql``, hold or no hold: doctor's canaries.
 CANARY_PREFIX = "b00710c4-0000-4000-8000-"
@@ -54,6 +56,13 @@ class OnRunning(StrEnum):
     PAUSE = "pause"
 
 
+class Retention(StrEnum):
+    """What may end a hold before its date: nothing, or an admin who says that he overrides it."""
+
+    GOVERNANCE = "governance"
+    COMPLIANCE = "compliance"
+
+
 #: What the refused caller reads when whoever placed the hold gave no notice.
 DEFAULT_NOTICE = {
     Kind.BOOT_LOCK: "this instance is locked by the provider",
@@ -78,6 +87,9 @@ class NewHold:
     until: int | None = None
     #: The operations it blocks, as ``delete,stop``; None: those of its kind.
     blocks: str | None = None
+    #: The hold may not end before; without ``retention`` it is governance.
+    retain_until: int | None = None
+    retention: Retention | None = None
 
     def __post_init__(self) -> None:
         def put(field: str, value: object) -> None:
@@ -98,6 +110,21 @@ class NewHold:
             if self.on_running is not OnRunning.LEAVE and Operation.START not in blocked:
                 raise InvalidValue("blocks", f"{self.on_running} without start would not last")
             put("blocks", operations.text_of(blocked))
+        if self.retain_until is not None:
+            put("retention", self.retention or Retention.GOVERNANCE)
+        self._check_retention()
+
+    def _check_retention(self) -> None:
+        if self.retain_until is None:
+            if self.retention is not None:
+                raise InvalidValue("retention", "it needs a date: retain_until")
+        elif not 0 <= self.retain_until <= UNTIL_MAX:
+            raise InvalidValue("retain_until", f"{self.retain_until} is no time")
+        elif self.until is not None:
+            # The hook goes by the clock alone, which can be set forward.
+            raise InvalidValue(
+                "until", "a hold that is retained does not end by itself", "give one of the two"
+            )
 
 
 @dataclass(frozen=True)
@@ -140,6 +167,12 @@ class Hold:
     def bars_start(self) -> bool:
         """A boot lock that keeps the instance from running."""
         return self.kind is Kind.BOOT_LOCK and Operation.START in self.blocked
+
+    #: It may not end before, by the time that ``lockdb.witness`` has seen pass.
+    retain_until: int | None = None
+    retention: Retention | None = None
+    #: It was released before that.
+    overridden: bool = False
 
     def is_active(self, now: int) -> bool:
         """Neither released nor expired at ``now``."""

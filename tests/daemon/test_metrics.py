@@ -145,7 +145,7 @@ def test_how_fresh_each_source_is_and_what_is_not_believed(lock_db: Path) -> Non
         read = sources.State("file", read_at=now - 50, tried_at=now, vanished=gone)
         with opened.write() as db:
             sources.carry_out(db, read, sources.Steps(), now=now)
-            db.execute("INSERT INTO waiting VALUES ('h', 'file', 'e', '', 1)")
+            db.execute("INSERT INTO waiting VALUES ('h', 'file', 'e', '', 1, 0, 0)")
         sources.failed(opened, "nova", "it is down", now=now)
     with served(lock_db) as url:
         found = {name: value for name, value in numbers(url).items() if "_source_" in name}

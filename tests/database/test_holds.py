@@ -37,6 +37,7 @@ def test_a_placed_hold_is_stored_and_journalled_with_everything_said_about_it(
     stored = hold.as_dict()
     for field in ("released_at", "released_by", "release_reason", "ref"):
         assert stored.pop(field) is None
+    assert stored.pop("overridden") is False
     assert entry.items() >= stored.items()
     for field, value in vars(new).items():
         assert stored[field] == value

@@ -13,8 +13,8 @@ import click
 from bootlock import fleet, output
 from bootlock.app import App, complete_instance, json_option, pass_app
 from bootlock.exits import Exit
+from lockdb import accord, refusals
 from lockdb import journal as chain
-from lockdb import refusals
 from lockdb.database import LockDB
 from lockdb.errors import DatabaseBusy, DatabaseForbidden, DatabaseFull, InvalidValue
 from lockdb.when import iso
@@ -68,9 +68,9 @@ def show(app: App, instance: str | None, last: int | None, as_json: bool) -> Non
 @json_option
 @pass_app
 def verify(app: App, head: str | None, in_fleet: bool, as_json: bool) -> int:
-    """Check every hash of the chain.
+    """Check every hash of the chain, and that retained holds are what it says of them.
 
-    Exit code 1: broken, and the first broken entry is named.
+    Exit code 1: broken, and the first broken entry is named; or the database denies what it says.
 
     The head that is printed can be noted elsewhere and given to a later check: only so can it show
     that somebody rewrote the whole journal.
@@ -92,13 +92,16 @@ def verify(app: App, head: str | None, in_fleet: bool, as_json: bool) -> int:
             hidden=not sys.stderr.isatty(),
         ) as steps:
             end = chain.outcome(steps)
+        denied = [] if isinstance(end, chain.Fault) else list(accord.contradictions(db))
     if as_json:
-        output.print_json(_verdict(end))
+        output.print_json(_verdict(end) | {"contradictions": denied})
     elif isinstance(end, chain.Fault):
         click.echo(f"broken at entry {end.seq}: {end.problem}")
     else:
         click.echo(f"{end.seq} entries, unbroken; head {end.seq}:{end.hash}")
-    return Exit.REFUSED if isinstance(end, chain.Fault) else Exit.DONE
+        for line in denied:
+            click.echo(output.printable(f"the database contradicts the journal: {line}"))
+    return Exit.REFUSED if denied or isinstance(end, chain.Fault) else Exit.DONE
 
 
 @journal.command("export")

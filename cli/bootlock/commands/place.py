@@ -16,7 +16,8 @@ from bootlockd.hypervisor import Definition
 from bootlockd.values import Guest
 from lockdb import disks, holds
 from lockdb.database import LockDB
-from lockdb.values import GRACE_MAX, Hold, Kind, NewHold, OnRunning
+from lockdb.retention import check_date
+from lockdb.values import GRACE_MAX, Hold, Kind, NewHold, OnRunning, Retention
 from lockdb.when import parse_until
 
 
@@ -53,6 +54,17 @@ def _dashed(words: type[Kind] | type[OnRunning]) -> click.Choice[str]:
     help="Block these operations only, as delete,stop; see 'permit --help' for their names.",
 )
 @click.option("--until", metavar="WHEN", help="When the hold expires: 36h, 14d or an ISO time.")
+@click.option(
+    "--retain-until",
+    metavar="WHEN",
+    help="Until then it may not be released; it does not end by itself. Not with --until.",
+)
+@click.option(
+    "--retention",
+    type=click.Choice([mode.value for mode in Retention]),
+    help="With --retain-until. governance: it may with --override; compliance: by nobody. "
+    "Default: governance.",
+)
 @click.option("--no-wait", is_flag=True, help="Don't wait for --on-running and --isolate.")
 @click.option("--fleet", "in_fleet", is_flag=True, help="On all hosts, through the registry.")
 @click.option(
@@ -110,7 +122,11 @@ def place(
 
 
 def _new_hold(uuid: str, options: dict[str, Any], now: int) -> NewHold:
-    until = options["until"]
+    until, retain_until = options["until"], options["retain_until"]
+    if until and retain_until:
+        raise click.UsageError("a hold that is retained does not end by itself: without --until")
+    if options["retention"] and not retain_until:
+        raise click.UsageError("--retention needs a date: --retain-until")
     return NewHold(
         instance=uuid,
         reason=options["reason"],
@@ -123,7 +139,14 @@ def _new_hold(uuid: str, options: dict[str, Any], now: int) -> NewHold:
         isolate=options["isolate"],
         until=parse_until("--until", until, now) if until else None,
         blocks=options["blocks"],
+        retain_until=parse_retain_until("--retain-until", retain_until, now),
+        retention=Retention(options["retention"]) if options["retention"] else None,
     )
+
+
+def parse_retain_until(field: str, text: str | None, now: int) -> int | None:
+    """The date of a retention; None for none. Raises InvalidValue."""
+    return check_date(parse_until(field, text, now), now) if text else None
 
 
 def _place(app: App, new: NewHold, now: int) -> tuple[Hold, Guest | None]:
@@ -196,6 +219,8 @@ def _print(hold: Hold, guest: Guest | None) -> None:
             "notice": hold.notice,
             "blocks": hold.blocks,
             "until": output.moment(hold.until) if hold.until else "",
+            "retained until": output.moment(hold.retain_until) if hold.retain_until else "",
+            "retention": hold.retention,
             "state": {True: "running", False: "shut off", None: "not known on this host"}[running],
         }
     )

@@ -43,6 +43,12 @@ from lockdb.values import Hold
     is_flag=True,
     help="End it here, though a source decided it. If the source still has it, it comes back.",
 )
+@click.option(
+    "--override",
+    "override_retention",
+    is_flag=True,
+    help="End it before the date until which it is retained, if that is in governance mode.",
+)
 @click.option("--fleet", "in_fleet", is_flag=True, help="A hold in the registry, on all hosts.")
 @json_option
 @pass_app
@@ -54,6 +60,7 @@ def release(
     release_all: bool,
     start_it: bool,
     override: bool,
+    override_retention: bool,
     in_fleet: bool,
     as_json: bool,
 ) -> int:
@@ -63,7 +70,9 @@ def release(
     daemon did for it is undone when this returns; what was stopped stays off unless --start is
     given.
 
-    A hold that a source decided (bootlock sync) is released there: exit code 4.
+    A hold that a source decided (bootlock sync) is released there: exit code 4. One that is
+    retained (bootlock retain) is not released before its date, 4 too: in governance mode only with
+    --override, in compliance mode by nobody.
 
     \b
     Example:
@@ -76,7 +85,9 @@ def release(
         raise click.UsageError("--start is for one host: release with --fleet first")
     uuid = app.resolve(instance) if instance else None
     if in_fleet:
-        return fleet.release(app, hold, uuid, reason=reason, as_json=as_json)
+        return fleet.release(
+            app, hold, uuid, reason=reason, override=override_retention, as_json=as_json
+        )
     now = app.now()
     # Before anything is released: libvirt may not know it, or not answer.
     guest = starting.known_guest(app, uuid or _instance_of(app, hold)) if start_it else None
@@ -85,7 +96,10 @@ def release(
         if not override:
             _only_of_here([holds.find(lock_db, hold_id) for hold_id in ids])
         released = [
-            holds.release(lock_db, hold_id, reason=reason, by=actor(), now=now) for hold_id in ids
+            holds.release(
+                lock_db, hold_id, reason=reason, by=actor(), now=now, override=override_retention
+            )
+            for hold_id in ids
         ]
         remaining = holds.active(lock_db, now=now, instance=released[0].instance)
         standing = daemon.standing(lock_db, released)

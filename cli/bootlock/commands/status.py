@@ -79,11 +79,11 @@ def _facts(app: App, now: int) -> dict[str, Any]:
             "journal_head": f"{head.seq}:{head.hash}",
             "enforcement": _by_fence(counts.enforcements(lock_db)),
             "armed": [asdict(proof) for proof in proofs.stored(lock_db)],
-            "sources": _sources(lock_db),
+            "sources": _sources(lock_db, now),
         }
 
 
-def _sources(lock_db: LockDB) -> list[dict[str, Any]]:
+def _sources(lock_db: LockDB, now: int) -> list[dict[str, Any]]:
     return [
         {
             "source": state.name,
@@ -94,7 +94,8 @@ def _sources(lock_db: LockDB) -> list[dict[str, Any]]:
             "error_since": state.error_since,
             "vanished": state.vanished.count,
             "faults": state.faults.count,
-            "waiting": len(sources.waiting(lock_db, state.name)),
+            "waiting": len(sources.stopped(lock_db, state.name, now=now)),
+            "retained": len(sources.retained(lock_db, state.name)),
         }
         for state in sources.all_stored(lock_db)
     ]

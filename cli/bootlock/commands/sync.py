@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +193,7 @@ def _accepted(app: App, result: Result, token: str) -> Result:
         token = sources.token_of(waiting)
     with app.write() as lock_db:
         ended = sources.accept(lock_db, result.source, token, by=actor(), now=app.now())
-    plan = Plan(result.plan.steps, result.plan.after, result.plan.unchanged)
+    plan = replace(result.plan, waiting=(), stopped="")
     return Result(result.source, plan, accepted=ended)
 
 
@@ -221,6 +221,7 @@ def _counts(result: Result, dry_run: bool) -> str:
         f"{would}changed": len(steps.change),
         f"{would}released": len(steps.end) + len(result.accepted),
         "waiting": len(result.plan.waiting),
+        "retained": len(result.plan.retained),
         "kept though not shown": result.plan.after.vanished.count,
         "faults": result.plan.after.faults.count,
     }
@@ -246,6 +247,9 @@ def _lines(result: Result) -> Iterator[str]:
     for revoking in steps.revoke:
         yield f"revoked permit {revoking.permit_id} on {revoking.instance}: {revoking.evidence}"
     yield from _waiting_lines(result.plan)
+    for ending in result.plan.retained:
+        until = output.moment(ending.retain_until)
+        yield f"retained {ending.hold_id} on {ending.instance} until {until}: {ending.evidence}"
     for ref in after.vanished.first:
         yield f"kept {ref}: not shown any more, and nobody said that it is released"
     for fault in after.faults.first:
@@ -291,6 +295,9 @@ def _as_dict(result: Result) -> dict[str, Any]:
             for one in steps.revoke
         ],
         "waiting": [_ending(one) for one in waiting],
+        "retained": [
+            _ending(one) | {"retain_until": one.retain_until} for one in result.plan.retained
+        ],
         "token": sources.token_of(waiting) if waiting else None,
         "vanished": {"count": after.vanished.count, "first": list(after.vanished.first)},
         "faults": {"count": after.faults.count, "first": list(after.faults.first)},

@@ -166,6 +166,8 @@ def _print(known: dict[str, Any], now: int) -> None:
             "until": output.moment(hold.until),
             "released_at": output.moment(hold.released_at) if hold.released_at else "",
             "blocks": _in_words(hold),
+            "retain_until": output.moment(hold.retain_until) if hold.retain_until else "",
+            "overridden": hold.overridden or "",
         }
         order = ["hold", "instance", "kind", "state", "source", "reason", "notice", "case"]
         order += [name for name in fields if name not in {*order, "id"}]

@@ -51,7 +51,9 @@ def _judged(patient: Patient, lock_db: LockDB, state: State) -> Iterator[Finding
     yield from faults
     if not faults and state.read_at is not None:
         held = len(stored.refs(lock_db, state.name))
-        yield ok(check, f"{held} holds, read at {iso(state.read_at)}")
+        retained = len(stored.retained(lock_db, state.name))
+        more = f"; {retained} would end and are retained" if retained else ""
+        yield ok(check, f"{held} holds, read at {iso(state.read_at)}{more}")
 
 
 def _faults(patient: Patient, lock_db: LockDB, state: State) -> Iterator[Finding]:
@@ -65,7 +67,7 @@ def _faults(patient: Patient, lock_db: LockDB, state: State) -> Iterator[Finding
             f"silent since {iso(state.read_at or 0)}; what it placed since is not held here",
             f"systemctl restart bootlock-sync; {_LOG}",
         )
-    if waiting := len(stored.waiting(lock_db, state.name)):
+    if waiting := len(stored.stopped(lock_db, state.name, now=patient.now)):
         yield fault(
             check,
             f"{waiting} holds would end, more than may at once: nothing is released",

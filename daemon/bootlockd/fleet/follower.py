@@ -167,7 +167,10 @@ class Rows:
         if self.standing.suspicion and ref in self.held:
             return self._unknown(ref, "it is released, in a registry that is not the one known")
         self.held.discard(ref)
-        return Observation(ref, Said.RELEASED, evidence=record.evidence, hold_id=ref)
+        override = record.released.override
+        return Observation(
+            ref, Said.RELEASED, evidence=record.evidence, hold_id=ref, override=override
+        )
 
     def _gone(self, item: KeyValue) -> Observation | None:
         ref = self._keys.name_of(item.key)

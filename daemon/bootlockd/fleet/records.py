@@ -27,6 +27,7 @@ from lockdb.values import (
     OnRunning,
     Operation,
     Permit,
+    Retention,
     parse_instance,
     required_line,
 )
@@ -51,11 +52,12 @@ class FutureRecord(BadRecord):
 
 @dataclass(frozen=True)
 class Release:
-    """Who ended a hold, when and why."""
+    """Who ended a hold, when and why. ``override``: though it is retained in governance mode."""
 
     by: str
     at: int
     reason: str
+    override: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ def _release(name: str, fields: dict[str, Any]) -> Release:
         required_line(f"{name}.by", _get(fields, "by", str), ACTOR_MAX),
         _moment(fields, "at"),
         required_line(f"{name}.reason", _get(fields, "reason", str), REASON_MAX),
+        _get(fields, "override", bool, False),
     )
 
 
@@ -227,10 +230,18 @@ def _order(fields: dict[str, Any]) -> Order:
         isolate=_get(fields, "isolate", bool, False),
         until=None if fields.get("until") is None else _moment(fields, "until"),
         blocks=None if fields.get("blocks") is None else _get(fields, "blocks", str),
+        **_retained(fields),
     )
     values = asdict(new)
     del values["source"]
     return Order(**values)
+
+
+def _retained(fields: dict[str, Any]) -> dict[str, Any]:
+    if fields.get("retain_until") is None:
+        return {}
+    mode = _word(fields, "retention", Retention, Retention.GOVERNANCE)
+    return {"retain_until": _moment(fields, "retain_until"), "retention": mode}
 
 
 def _get(fields: dict[str, Any], name: str, kind: type[T], default: T | None = None) -> T:

@@ -21,8 +21,9 @@ from bootlockd.fleet.records import BadRecord, FutureRecord, PermitRecord, Recor
 from bootlockd.fleet.relays import RelayReport
 from bootlockd.fleet.wire import Header, KeyValue
 from bootlockd.sources.base import Order
+from lockdb import retention
 from lockdb.errors import AlreadyEnded, AmbiguousPrefix, InvalidValue, NotFound
-from lockdb.values import ACTOR_MAX, REASON_MAX, Hold, Permit, required_line
+from lockdb.values import ACTOR_MAX, REASON_MAX, Hold, Permit, Retention, required_line
 from lockdb.when import iso
 
 if TYPE_CHECKING:
@@ -88,9 +89,15 @@ class Registry:
             return Entry(record.id, header.revision, record)
         return self._entry(there)
 
-    def release(self, hold_id: str, *, reason: str, by: str, now: int) -> Entry:
-        """End the hold with exactly this id. Raises InvalidValue, NotFound or AlreadyEnded."""
-        end = _release(reason=reason, by=by, now=now)
+    def release(
+        self, hold_id: str, *, reason: str, by: str, now: int, override: bool = False
+    ) -> Entry:
+        """End the hold with exactly this id. ``override``: though it is retained, if that may be.
+
+        Raises InvalidValue, NotFound, AlreadyEnded or Retained. That it is retained is each host's
+        to judge, which has seen time pass; here it is only told at once, by this host's clock.
+        """
+        end = replace(_release(reason=reason, by=by, now=now), override=override)
         key = self._keys.hold(hold_id)
         _, there = self._client.get(key)
         tried = False
@@ -105,12 +112,39 @@ class Registry:
                 )
             if ended:
                 return entry
+            _check_retention(entry, override, now)
             record = replace(entry.record or self._unreadable(there, entry), released=end)
             value = records.encoded(record)
             try:
                 header, written, there = self._client.write(key, value, mod=there.mod)
             finally:
                 tried = True
+            if written:
+                return Entry(hold_id, header.revision, record)
+        raise EtcdError(f"hold {hold_id} is written to by others all the time", "try again")
+
+    def retain(self, hold_id: str, until: int | None, mode: Retention | None, *, now: int) -> Entry:
+        """Have the hold with exactly this id last until a date, or longer.
+
+        Raises InvalidValue, NotFound, AlreadyEnded or Retained (it would be less than it is).
+        """
+        key = self._keys.hold(hold_id)
+        _, there = self._client.get(key)
+        for _ in range(_TRIES):
+            if there is None:
+                raise NotFound(f"no hold {hold_id!r:.80} in the registry", _HINT)
+            entry = self._entry(there)
+            before = entry.record.order if entry.record else None
+            if entry.record is None or before is None:
+                raise InvalidValue(hold_id, entry.problem or "it can't be read")
+            if entry.record.released:
+                raise AlreadyEnded(f"hold {hold_id} was released in the registry", _HINT)
+            more = retention.extended(hold_id, before, until, mode, now=now)
+            record = replace(entry.record, order=replace(before, **more))
+            if record == entry.record:
+                return entry
+            value = records.encoded(record)
+            header, written, there = self._client.write(key, value, mod=there.mod)
             if written:
                 return Entry(hold_id, header.revision, record)
         raise EtcdError(f"hold {hold_id} is written to by others all the time", "try again")
@@ -284,12 +318,21 @@ def _release(*, reason: str, by: str, now: int) -> Release:
     return Release(by, now, reason)
 
 
+def _check_retention(entry: Entry, override: bool, now: int) -> None:
+    order = entry.record.order if entry.record else None
+    if order is None or not retention.is_retained(order, now):
+        return
+    if not (override and order.retention is Retention.GOVERNANCE):
+        raise retention.refusal(entry.id, order, now, now)
+
+
 def record_of(hold: Hold) -> Record:
     """What the registry had of a hold, from what this host has of it."""
     fields = {item.name: getattr(hold, item.name) for item in fields_of(Order)}
     end = None
     if hold.released_at is not None:
-        end = Release(hold.released_by or "?", hold.released_at, hold.release_reason or "?")
+        reason = hold.release_reason or "?"
+        end = Release(hold.released_by or "?", hold.released_at, reason, hold.overridden)
     return Record(hold.id, Order(**fields), hold.placed_at, end)
 
 

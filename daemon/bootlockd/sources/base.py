@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from bootlockd.errors import BootlockdError
-from lockdb.values import Kind, OnRunning, Permit
+from lockdb.values import Kind, OnRunning, Permit, Retention
 
 
 class SourceError(BootlockdError):
@@ -56,6 +56,9 @@ class Order:
     #: Who decided it, as far as the source knows.
     placed_by: str = ""
     blocks: str | None = None
+    #: A source can put the date off and make the mode stronger, never the contrary.
+    retain_until: int | None = None
+    retention: Retention | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Observation:
     ``ref``: the source's own name of it, which no other hold of that source has.
     ``order``: present if HELD. ``evidence``: present if RELEASED: what said so, for the journal.
     ``problem``: present if UNKNOWN: one line, naming what can't be read.
+    ``override``: an admin released it before its retention in governance mode ends.
     """
 
     ref: str
@@ -74,6 +78,7 @@ class Observation:
     problem: str = ""
     #: The id of this hold on every host; "" where each host may choose its own.
     hold_id: str = ""
+    override: bool = False
 
 
 @dataclass(frozen=True)

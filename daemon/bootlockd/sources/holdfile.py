@@ -30,6 +30,7 @@ from lockdb.values import (
     UNTIL_MAX,
     Kind,
     OnRunning,
+    Retention,
     one_line,
     parse_instance,
     required_line,
@@ -43,7 +44,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+/-]{0,199}")
 _HEADER = re.compile(r"^[ \t]*\[\[[ \t]*(?:hold|\"hold\"|'hold')[ \t]*\]\]", re.MULTILINE)
 _FAULT_MAX = 300
 
-T = TypeVar("T", Kind, OnRunning)
+T = TypeVar("T", Kind, OnRunning, Retention)
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,12 @@ def _order(entry: Mapping[str, Any]) -> Order:
         if key not in values:
             raise InvalidValue(key, "is missing")
     values.pop("id", None)
+    if "retention" in values and "retain_until" not in values:
+        raise InvalidValue("retention", "it needs a date: retain_until")
+    if "retain_until" in values:
+        if "until" in values:
+            raise InvalidValue("until", "a hold that is retained does not end by itself")
+        values.setdefault("retention", Retention.GOVERNANCE)
     return Order(**{"kind": Kind.BOOT_LOCK} | values)
 
 
@@ -233,7 +240,19 @@ def _blocks(value: Any) -> str:
     )
 
 
+def _retention(value: Any) -> Retention:
+    return _word("retention", Retention, value)
+
+
 def _until(value: Any) -> int:
+    return _moment("until", value)
+
+
+def _retain_until(value: Any) -> int:
+    return _moment("retain_until", value)
+
+
+def _moment(field: str, value: Any) -> int:
     if isinstance(value, datetime):
         moment = value if value.tzinfo else value.replace(tzinfo=UTC)
         try:
@@ -242,9 +261,9 @@ def _until(value: Any) -> int:
             seconds = -1
     else:
         # Not a duration: from when?
-        seconds = parse_time("until", _is_text("until", value).strip())
+        seconds = parse_time(field, _is_text(field, value).strip())
     if not 0 <= seconds <= UNTIL_MAX:
-        raise InvalidValue("until", "must be a time after 1970 and before the year 10000")
+        raise InvalidValue(field, "must be a time after 1970 and before the year 10000")
     return seconds
 
 
@@ -267,6 +286,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "grace": _grace,
     "isolate": _isolate,
     "until": _until,
+    "retain_until": _retain_until,
+    "retention": _retention,
     "placed_by": _text("placed_by", ACTOR_MAX),
     "blocks": _blocks,
 }

@@ -11,6 +11,8 @@ The rules:
 - A hold that was given its id by the source is never placed twice: once ended here, it stays so.
 - A permit is granted once, as it was said first, and never longer; one that was revoked stays so.
   What is said of it in two ways grants nothing.
+- A hold that is retained ends at its date, not before; what would have ended it waits until then. A
+  source can put the date off, never bring it forward.
 - More endings at once than ``Limits`` allow end nothing: all of them wait for an admin, and what
   would end after them waits too, until it is accepted or taken back.
 
@@ -36,7 +38,7 @@ from bootlockd.sources.base import (
     Said,
     printable_line,
 )
-from lockdb import holds, journal, operations, permits, sources
+from lockdb import holds, journal, operations, permits, retention, sources, witness
 from lockdb.database import LockDB, open_db
 from lockdb.errors import InvalidValue
 from lockdb.sources import Changing, Ending, Marks, Placing, Revoking, Row, State, Steps
@@ -47,6 +49,7 @@ from lockdb.values import (
     NewHold,
     OnRunning,
     Permit,
+    Retention,
     required_line,
 )
 
@@ -54,6 +57,8 @@ from lockdb.values import (
 REF_MAX = 500
 
 _HOLD_ID = re.compile(r"[0-9a-f]{16,64}")
+#: What stays as it is of a hold that is retained; the table's triggers know it too.
+_RETAINED = {"kind", "blocks"}
 _fields_of = attrgetter(*sources.FIELDS)
 
 
@@ -94,6 +99,8 @@ class Plan:
     waiting: Sequence[Ending] = ()
     #: Why, if anything waits.
     stopped: str = ""
+    #: All that waits for the end of a retention.
+    retained: Sequence[Ending] = ()
 
     @property
     def changes_holds(self) -> bool:
@@ -173,6 +180,7 @@ def _plan_of(
             is_taken=lambda hold_id: holds.exists(lock_db, hold_id),
             permit_of=lambda permit_id: permits.stored(lock_db, permit_id),
             active=lambda most: sources.active(db, name, now=now, most=most),
+            proven=witness.proven(db, now),
         )
 
 
@@ -187,6 +195,7 @@ def plan(
     is_taken: Callable[[str], bool] = lambda _hold_id: False,
     active: Callable[[int | None], int] = lambda _most: 0,
     permit_of: Callable[[str], Permit | None] = lambda _permit_id: None,
+    proven: int | None = None,
 ) -> Plan:
     """The steps from what is stored to what was said.
 
@@ -194,10 +203,12 @@ def plan(
     what one change costs does not depend on how many holds there are. Each is looked at once and
     none is kept. ``is_taken``: whether a hold with that id is or ever was there. ``active``: how
     many of the source's holds are active, counted up to so many; of a whole reading not asked.
-    ``permit_of``: the permit that is stored with an id.
+    ``permit_of``: the permit that is stored with an id. ``proven``: the present by which retention
+    is judged, ``now`` if it is not another.
     """
     waits = {ending.hold_id: ending for ending in waiting}
-    findings = _Findings(state.name, now, waits, reading.faults)
+    proven = now if proven is None else proven
+    findings = _Findings(state.name, now, proven, waits, reading.faults)
     said = findings.by_ref(reading.observations)
     silent = set() if reading.whole else set(waits)
     for row in rows:
@@ -218,6 +229,7 @@ class _Findings:
 
     source: str
     now: int
+    proven: int
     waiting: dict[str, Ending]
     #: What the reading itself says went wrong; a hold that is unknown for it is no fault more.
     general: Sequence[str]
@@ -227,6 +239,8 @@ class _Findings:
     #: What may end now and bars nothing: expired holds.
     expired: list[Ending] = field(default_factory=list)
     endings: list[Ending] = field(default_factory=list)
+    #: What may not end before its date.
+    kept: list[Ending] = field(default_factory=list)
     #: Of the holds whose ending waits, those for which it still does.
     still: set[str] = field(default_factory=set)
     vanished: list[str] = field(default_factory=list)
@@ -265,10 +279,20 @@ class _Findings:
             else:
                 self._held_otherwise(row, seen.order, is_active, bool(seen.hold_id))
         elif seen.said is Said.RELEASED and (evidence := printable_line(seen.evidence, REASON_MAX)):
-            ending = Ending(hold_id, row[2], evidence)
-            (self.endings if is_active else self.expired).append(ending)
+            override = seen.override and row[sources.RETENTION] == Retention.GOVERNANCE
+            until = row[sources.RETAIN_UNTIL]
+            ending = Ending(hold_id, row[2], evidence, override=override, retain_until=until)
+            self._ends(ending, is_active)
         else:
             self._doubt(row, seen.problem or f"it is said to be {seen.said}, and no more")
+
+    def _ends(self, ending: Ending, is_active: bool) -> None:
+        if not is_active:
+            self.expired.append(ending)
+        elif sources.is_retained(ending, self.proven):
+            self.kept.append(replace(ending, kept=True))
+        else:
+            self.endings.append(ending)
 
     def add(self, observation: Observation, is_taken: Callable[[str], bool]) -> None:
         """What was said about a hold that is not stored."""
@@ -281,6 +305,8 @@ class _Findings:
         try:
             required_line("ref", ref, REF_MAX)
             new = new_hold(order, self.source)
+            if new.retain_until is not None:
+                retention.check_date(new.retain_until, self.now)
         except InvalidValue as error:
             self._fault(ref, str(error))
             return
@@ -339,6 +365,11 @@ class _Findings:
         ref, hold_id, instance = row[:3]
         try:
             new = new_hold(order, self.source)
+            stored = (row[sources.RETAIN_UNTIL], row[sources.RETENTION])
+            until, mode = retention.stronger(new.retain_until, new.retention, stored)
+            new = replace(new, retain_until=until, retention=mode)
+            if until is not None and until != stored[0]:
+                retention.check_date(until, self.now)
         except InvalidValue as error:
             self._doubt(row, str(error))
             return
@@ -359,9 +390,12 @@ class _Findings:
         else:
             changed = {name: before[name] for name in after}
             changing = Changing(hold_id, instance, changed, after)
-            if is_active and self._loosens(before, new):
-                what = "the source made it a state lock, has it block less, or let it expire"
-                self.endings.append(Ending(hold_id, instance, what, changing))
+            what = "the source made it a state lock, has it block less, or let it expire"
+            ending = Ending(hold_id, instance, what, changing, retain_until=stored[0])
+            # Whether it is less or more: as long as it is retained it stays what it is.
+            is_fixed = sources.is_retained(ending, self.proven) and after.keys() & _RETAINED
+            if is_active and (is_fixed or self._loosens(before, new)):
+                self._ends(ending, is_active)
             else:
                 self.change.append(changing)
 
@@ -404,9 +438,8 @@ class _Findings:
         ended = [(min(at, self.now), count) for at, count in state.ended]
         ended = [(at, count) for at, count in ended if at > since]
         before = sum(count for _, count in ended)
-        said_again = {ending.hold_id: ending for ending in self.endings}
-        left = [self.waiting[hold_id] for hold_id in sorted(self.still)]
-        left += [one for one in self.waiting.values() if one.hold_id in said_again]
+        left, kept = self._waiting_on()
+        said_again = {ending.hold_id: replace(ending, kept=False) for ending in self.endings}
         stopped = ""
         # They are counted for an ending alone, and no further than it matters.
         ends = left or self.endings
@@ -422,6 +455,8 @@ class _Findings:
             ended.append((self.now, len(ending_now)))
         loosened = [one.change for one in ending_now if one.change]
         released = [one for one in ending_now if not one.change]
+        waiting = sorted(all_waiting.values(), key=lambda one: one.hold_id)
+        all_waiting |= kept
         steps = Steps(
             place=sorted(self.place, key=lambda one: one.ref),
             change=sorted([*self.change, *loosened], key=lambda one: one.hold_id),
@@ -432,8 +467,27 @@ class _Findings:
             revoke=sorted(self.revoke, key=lambda one: one.permit_id),
         )
         after = self._state(state, reading, tuple(ended))
-        waiting = sorted(all_waiting.values(), key=lambda one: one.hold_id)
-        return Plan(steps, after, self.unchanged, waiting, stopped)
+        retained = sorted(kept.values(), key=lambda one: one.hold_id)
+        return Plan(steps, after, self.unchanged, waiting, stopped, retained)
+
+    def _waiting_on(self) -> tuple[list[Ending], dict[str, Ending]]:
+        """Of what waited before and still does: what needs an admin, and what needs its date.
+
+        What waited for its date, which has come, is as if it was said now.
+        """
+        said = {ending.hold_id for ending in self.endings}
+        left = []
+        kept = {ending.hold_id: ending for ending in self.kept}
+        for hold_id in sorted(self.still):
+            one = self.waiting[hold_id]
+            if sources.is_retained(one, self.proven):
+                kept[hold_id] = replace(one, kept=True)
+            elif one.kept:
+                self.endings.append(one)
+            else:
+                left.append(one)
+        left += [one for one in self.waiting.values() if one.hold_id in said and not one.kept]
+        return left, kept
 
     def _state(self, state: State, reading: Reading, ended: tuple[tuple[int, int], ...]) -> State:
         faults = [*(printable_line(fault, REASON_MAX) for fault in reading.faults), *self.faults]
@@ -468,6 +522,8 @@ def new_hold(order: Order, source: str) -> NewHold:
         isolate=order.isolate,
         until=order.until,
         blocks=order.blocks,
+        retain_until=order.retain_until,
+        retention=order.retention,
     )
 
 
@@ -479,6 +535,7 @@ def _order(row: Row) -> Order:
             "kind": Kind(values["kind"]),
             "on_running": OnRunning(values["on_running"]),
             "isolate": bool(values["isolate"]),
+            "retention": Retention(values["retention"]) if values["retention"] else None,
         }
     )
 

@@ -1,0 +1,107 @@
+"""Retention in the registry: what place, retain and release write there, and what a host makes
+of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bootlockd.fleet.client import Client
+from bootlockd.fleet.facts import Facts
+from bootlockd.fleet.follower import Follower
+from bootlockd.fleet.history import Standing
+from bootlockd.fleet.keys import Keys
+from bootlockd.fleet.records import BadRecord, Record, Release, decoded, encoded
+from bootlockd.fleet.registry import Registry, record_of
+from bootlockd.sources.base import Order
+from lockdb.errors import AlreadyEnded, InvalidValue, Retained
+from lockdb.values import Kind, Retention
+from samples import HELD, NOW
+from sources.said import in_force, take
+
+DAY = 86400
+COMPLIANCE, GOVERNANCE = Retention.COMPLIANCE, Retention.GOVERNANCE
+A_HOLD_ID = "0123456789abcdef"
+
+
+def order(mode: Retention = COMPLIANCE, days: int = 30) -> Order:
+    return Order(
+        HELD, Kind.BOOT_LOCK, "court", "no", placed_by="a", retain_until=NOW + days * DAY,
+        retention=mode,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", Retention)
+def test_a_record_has_it_and_comes_back_as_it_was(mode: Retention) -> None:
+    record = Record(A_HOLD_ID, order(mode), NOW)
+    assert decoded(A_HOLD_ID, encoded(record)) == record
+    ended = Record(A_HOLD_ID, order(mode), NOW, Release("a", NOW, "x", override=True))
+    assert decoded(A_HOLD_ID, encoded(ended)) == ended
+
+
+def test_a_record_that_says_it_wrongly_is_not_read_as_none() -> None:
+    for wrong in (
+        {"retention": "soft"},
+        {"retain_until": "soon"},
+        {"retain_until": -1},
+        {"until": NOW},
+    ):
+        value = json.loads(encoded(Record(A_HOLD_ID, order(), NOW)))
+        value["order"] |= wrong
+        with pytest.raises(BadRecord):
+            decoded(A_HOLD_ID, json.dumps(value).encode())
+
+
+def test_the_registry_says_at_once_that_it_is_retained(registry: Registry) -> None:
+    strong = registry.place(order(), now=NOW)
+    weak = registry.place(order(GOVERNANCE), now=NOW)
+    with pytest.raises(Retained):
+        registry.release(weak.id, reason="x", by="a", now=NOW)
+    with pytest.raises(Retained):
+        registry.release(strong.id, reason="x", by="a", now=NOW, override=True)
+    entry = registry.release(weak.id, reason="x", by="a", now=NOW, override=True)
+    assert entry.record
+    assert entry.record.released == Release("a", NOW, "x", override=True)
+    registry.release(strong.id, reason="x", by="a", now=NOW + 30 * DAY)
+
+
+def test_it_is_put_off_in_the_registry_and_never_brought_forward(registry: Registry) -> None:
+    entry = registry.place(order(GOVERNANCE), now=NOW)
+    later = registry.retain(entry.id, NOW + 40 * DAY, COMPLIANCE, now=NOW)
+    assert later.record
+    assert later.record.order == order(days=40)
+    assert later.revision > entry.revision
+    assert registry.retain(entry.id, NOW + 40 * DAY, None, now=NOW).revision == later.revision
+    with pytest.raises(Retained):
+        registry.retain(entry.id, NOW + 39 * DAY, None, now=NOW)
+    with pytest.raises(Retained):
+        registry.retain(entry.id, None, GOVERNANCE, now=NOW)
+    ending = registry.place(Order(HELD, Kind.BOOT_LOCK, "x", placed_by="a", until=NOW + 9), now=NOW)
+    with pytest.raises(InvalidValue):
+        registry.retain(ending.id, NOW + DAY, None, now=NOW)
+    registry.release(ending.id, reason="x", by="a", now=NOW)
+    with pytest.raises(AlreadyEnded):
+        registry.retain(ending.id, NOW + DAY, None, now=NOW)
+
+
+def test_a_host_keeps_what_a_registry_releases_before_its_date(
+    registry: Registry, client: Client, keys: Keys, path: Path
+) -> None:
+    """Whoever wrote the release: this one goes past every check, as etcdctl would."""
+    strong = registry.place(order(), now=NOW)
+    weak = registry.place(order(GOVERNANCE), now=NOW)
+    follower = Follower(client, keys, "h1", Facts(path, "h1", 1), Standing(), set())
+    take(path, follower.look(), source="etcd")
+    before = {hold.id: hold for hold in in_force(path, "etcd")}
+    assert before.keys() == {strong.id, weak.id}
+    assert record_of(before[strong.id]).order == order()
+    for hold_id in (strong.id, weak.id):
+        record = Record(hold_id, order(), NOW, Release("thief", NOW, "x", override=True))
+        _, there = client.get(keys.hold(hold_id))
+        assert there
+        client.write(keys.hold(hold_id), encoded(record), mod=there.mod)
+    made = take(path, follower.look(), source="etcd")
+    assert [hold.id for hold in in_force(path, "etcd")] == [strong.id]
+    assert [ending.hold_id for ending in made.retained] == [strong.id]
