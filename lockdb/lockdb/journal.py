@@ -5,6 +5,12 @@ without gaps), ``at`` (Unix seconds), ``event`` and ``prev``: the SHA-256 of the
 hexadecimal, sixty-four zeros in the first. So an exported journal needs only ``sha256sum`` to
 check: the hash of each line, without its newline, is the ``prev`` of the next.
 
+It also carries ``link``, which commits to all hashes before it: that of the entry before, and that
+one's hash, hashed together. So single entries can be shown to be of this journal without showing
+the others' text: their hashes are enough (``bootlock export``). ``salt`` is random, so that nobody
+finds out by trying what an entry says of which he has the hash. Entries from before there were
+links have none; the first that has one commits to them too.
+
 The chain shows a changed, removed or inserted row. That the tail was cut off shows only against the
 head kept in ``meta``, and, should somebody have rewritten both, against a head noted elsewhere.
 """
@@ -14,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +66,7 @@ class Chain:
         self._at = at
         self._head = self._noted = head(db)
         _must_be_the_end(db, self._head)
+        self._link = link_after(db, self._head.seq)
 
     def __enter__(self) -> Chain:
         return self
@@ -72,8 +80,10 @@ class Chain:
     def append(self, event: str, **facts: Any) -> Head:
         """Add one entry."""
         seq, prev = self._head.seq + 1, self._head.hash
-        entry = canonical({"seq": seq, "at": self._at, "event": event, "prev": prev, **facts})
+        envelope = {"seq": seq, "at": self._at, "event": event, "prev": prev, "link": self._link}
+        entry = canonical({**envelope, "salt": secrets.token_hex(16), **facts})
         self._head = Head(seq, digest(entry))
+        self._link = linked(self._link, self._head.hash)
         self._db.execute(
             "INSERT INTO journal (seq, entry, hash) VALUES (?, ?, ?)",
             [seq, entry, self._head.hash],
@@ -98,6 +108,33 @@ def _must_be_the_end(db: Database, last: Head) -> None:
             f"the journal ends at {end}, and meta has {last.seq or 'none'} as its head",
             "nothing can be recorded any more: restore a backup; holds stay in force meanwhile",
         )
+
+
+def linked(link: str, hashed: str) -> str:
+    """The link behind an entry with this link and this hash."""
+    return hashlib.sha256((link + hashed).encode()).hexdigest()
+
+
+def link_after(db: Database, seq: int) -> str:
+    """The link that follows entry ``seq``; after 0, that of the first."""
+    link, start = GENESIS, 0
+    row = db.execute("SELECT entry FROM journal WHERE seq = ?", [seq]).fetchone()
+    if row and (known := _link_of(row[0])):
+        link, start = known, seq - 1
+    # All of them, once, after an upgrade.
+    query = "SELECT CAST(hash AS BLOB) FROM journal WHERE seq > ? AND seq <= ? ORDER BY seq"
+    for (hashed,) in db.execute(query, [start, seq]):
+        link = linked(link, hashed.decode("ascii", "replace"))
+    return link
+
+
+def _link_of(entry: object) -> str | None:
+    try:
+        link = json.loads(str(entry)).get("link")
+    except (ValueError, AttributeError, RecursionError):
+        # It is none: verify says so.
+        return None
+    return link if isinstance(link, str) else None
 
 
 def contains(db: Database, noted: Head) -> bool:
@@ -127,7 +164,7 @@ def verify(db: Database, expected: Head | None = None) -> Iterator[Fault | Head]
     """
     kept = head(db)
     known = [kept, expected] if expected else [kept]
-    last = Head(0, GENESIS)
+    last, link, has_links = Head(0, GENESIS), GENESIS, False
     # As bytes: what is not UTF-8 is a broken entry, not an error.
     query = "SELECT seq, CAST(entry AS BLOB), CAST(hash AS BLOB) FROM journal ORDER BY seq"
     for seq, entry, stored in db.execute(query):
@@ -137,10 +174,15 @@ def verify(db: Database, expected: Head | None = None) -> Iterator[Fault | Head]
             problem = f"the journal's head was {kept.seq}"
         if not problem and any(seq == noted.seq and this != noted for noted in known):
             problem = "its hash is not the one that was noted"
+        if not problem:
+            said = json.loads(entry).get("link")
+            if said != link and (has_links or said is not None):
+                problem = "its link is not to the entries before it"
+            has_links = said is not None
         if problem:
             yield Fault(seq, problem)
             return
-        last = this
+        last, link = this, linked(link, this.hash)
         yield last
     for noted in known:
         if noted.seq > last.seq:

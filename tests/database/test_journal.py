@@ -51,7 +51,10 @@ class Forger:
     def rewrite_from(self, seq: int) -> None:
         """Make the chain consistent again behind a changed entry, its head included."""
         for later in range(seq, LENGTH + 1):
-            text = journal.canonical(self.entry(later) | {"prev": self.hash(later - 1)})
+            before = self.entry(later - 1)
+            link = journal.linked(str(before["link"]), self.hash(later - 1))
+            chained = {"prev": self.hash(later - 1), "link": link}
+            text = journal.canonical(self.entry(later) | chained)
             self.write(later, text, journal.digest(text))
         self.set_head(LENGTH)
 
@@ -268,6 +271,38 @@ def test_the_database_itself_refuses_to_change_an_entry(forged: Path, statement:
 def test_an_entry_belongs_into_the_transaction_of_what_it_records(lock_db: LockDB) -> None:
     with pytest.raises(RuntimeError, match="belongs into the transaction"):
         journal.append(lock_db.db, "placed", NOW)
+
+
+@pytest.mark.parametrize("link", [None, "0" * 64, 7, ["x"]])
+def test_an_entry_is_tied_to_all_before_it_by_its_link_too(
+    forged: Path, forger: Forger, link: object
+) -> None:
+    entry = forger.entry(4)
+    text = journal.canonical({k: v for k, v in (entry | {"link": link}).items() if v is not None})
+    forger.write(4, text, journal.digest(text))
+    assert _outcome(forged) == Fault(4, "its link is not to the entries before it")
+
+
+def test_entries_from_before_there_were_links_are_linked_by_the_next(
+    forged: Path, forger: Forger
+) -> None:
+    """As an older bootlock left them."""
+    hashed = journal.GENESIS
+    for seq in range(1, LENGTH + 1):
+        entry = {k: v for k, v in forger.entry(seq).items() if k not in {"link", "salt"}}
+        text = journal.canonical(entry | {"prev": hashed})
+        hashed = journal.digest(text)
+        forger.write(seq, text, hashed)
+    forger.set_head(LENGTH)
+    assert _outcome(forged) == _head(forged)
+    with database.open_db(forged) as lock_db:
+        holds.place(lock_db, new_hold(HELD), now=NOW)
+        holds.place(lock_db, new_hold(HELD), now=NOW)
+    assert _outcome(forged) == _head(forged)
+    link = journal.GENESIS
+    for seq in range(1, LENGTH + 2):
+        link = journal.linked(link, forger.hash(seq))
+    assert forger.entry(LENGTH + 2)["link"] == link
 
 
 def test_entries_are_chosen_by_instance_event_and_number(forged: Path) -> None:

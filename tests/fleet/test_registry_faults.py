@@ -446,7 +446,11 @@ def _rewrite(path: Path) -> None:
         db.execute("DELETE FROM journal")
         db.execute("DELETE FROM meta WHERE key = 'journal_head'")
         for entry in entries:
-            facts = {k: v for k, v in entry.items() if k not in {"seq", "at", "event", "prev"}}
+            facts = {
+                k: v
+                for k, v in entry.items()
+                if k not in {"seq", "at", "event", "prev", "link", "salt"}
+            }
             journal.append(db, entry["event"], entry["at"] + 1, **facts)
 
 
