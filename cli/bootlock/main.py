@@ -14,6 +14,7 @@ from bootlock.app import App
 from bootlock.commands import (
     check,
     doctor,
+    export,
     fleet,
     init,
     journal,
@@ -128,6 +129,7 @@ for command in (
     view.show,
     check.check,
     journal.journal,
+    export.export,
     sync.sync,
     status.status,
     doctor.doctor,

@@ -40,7 +40,7 @@ _TIMES = {
 
 def print_json(value: Any) -> None:
     """One JSON document; the times in it as ``2027-01-31T12:00:00Z``."""
-    click.echo(json.dumps(_timed(value), indent=2, ensure_ascii=False))
+    click.echo(json.dumps(timed(value), indent=2, ensure_ascii=False))
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -86,12 +86,13 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def _timed(value: Any) -> Any:
+def timed(value: Any) -> Any:
+    """``value`` with the times in it as text, wherever they stand."""
     if isinstance(value, Mapping):
         return {
-            key: iso(item) if key in _TIMES and isinstance(item, int) else _timed(item)
+            key: iso(item) if key in _TIMES and isinstance(item, int) else timed(item)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_timed(item) for item in value]
+        return [timed(item) for item in value]
     return value

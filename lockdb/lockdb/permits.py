@@ -95,6 +95,13 @@ def active(lock_db: LockDB, *, now: int, instance: str | None = None) -> list[Pe
         return [_permit(row) for row in rows]
 
 
+def history(lock_db: LockDB, *, instance: str) -> list[Permit]:
+    """All permits there ever were for an instance, oldest first."""
+    with lock_db.read() as db:
+        query = "SELECT * FROM permit WHERE instance = ? ORDER BY granted_at, id"
+        return [_permit(row) for row in db.query(query, [instance])]
+
+
 def stored(lock_db: LockDB, permit_id: str) -> Permit | None:
     """The permit with exactly this id, also one that has ended."""
     with lock_db.read() as db:

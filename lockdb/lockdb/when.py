@@ -31,11 +31,17 @@ def parse_until(field: str, text: str, now: int) -> int:
 
 
 def parse_since(field: str, text: str, now: int) -> int:
-    """The Unix second that lies so long ago, or that ``text`` names. Raises InvalidValue."""
+    """The Unix second that ``text`` names, which must not lie after ``now``: 14d is 14 days ago.
+
+    Raises InvalidValue.
+    """
     duration = _DURATION.fullmatch(text.strip())
-    if duration:
-        return now - int(duration[1]) * _UNIT[duration[2]]
-    return parse_time(field, text.strip())
+    moment = (
+        now - int(duration[1]) * _UNIT[duration[2]] if duration else parse_time(field, text.strip())
+    )
+    if moment > now:
+        raise InvalidValue(field, f"{text} is in the future", f"now is {iso(now)}")
+    return max(0, moment)
 
 
 def iso(moment: int) -> str:

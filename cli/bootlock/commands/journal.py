@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import click
+from sqlite_utils import Database
 
 from bootlock import fleet, output
 from bootlock.app import App, complete_instance, json_option, pass_app
@@ -19,7 +20,7 @@ from lockdb.database import LockDB
 from lockdb.errors import DatabaseBusy, DatabaseForbidden, DatabaseFull, InvalidValue
 from lockdb.when import iso
 
-_ENVELOPE = {"seq", "at", "event", "prev", "instance"}
+_ENVELOPE = {"seq", "at", "event", "prev", "link", "salt", "instance"}
 
 
 @click.group()
@@ -83,15 +84,7 @@ def verify(app: App, head: str | None, in_fleet: bool, as_json: bool) -> int:
         raise click.UsageError("--head and --fleet are two ways to say the same")
     expected = _head(head) if head else fleet.noted_head(app) if in_fleet else None
     with _spooled(app) as lock_db, lock_db.read() as db:
-        length = chain.head(db).seq
-        with click.progressbar(
-            chain.verify(db, expected),
-            length=length,
-            label="verifying",
-            file=sys.stderr,
-            hidden=not sys.stderr.isatty(),
-        ) as steps:
-            end = chain.outcome(steps)
+        end = verified(db, expected)
         denied = [] if isinstance(end, chain.Fault) else list(accord.contradictions(db))
     if as_json:
         output.print_json(_verdict(end) | {"contradictions": denied})
@@ -102,6 +95,18 @@ def verify(app: App, head: str | None, in_fleet: bool, as_json: bool) -> int:
         for line in denied:
             click.echo(output.printable(f"the database contradicts the journal: {line}"))
     return Exit.REFUSED if denied or isinstance(end, chain.Fault) else Exit.DONE
+
+
+def verified(db: Database, expected: chain.Head | None = None) -> chain.Head | chain.Fault:
+    """Where the chain ends or breaks, with a line of progress on a terminal."""
+    with click.progressbar(
+        chain.verify(db, expected),
+        length=chain.head(db).seq,
+        label="verifying",
+        file=sys.stderr,
+        hidden=not sys.stderr.isatty(),
+    ) as steps:
+        return chain.outcome(steps)
 
 
 @journal.command("export")

@@ -1,0 +1,270 @@
+"""The archive of ``bootlock export``: all that is known of one instance, and how to check it.
+
+A tar, written as it is read: a journal of a million entries takes no memory. Its bytes follow from
+what it holds: fixed order, one time, no owners. The checking needs nothing of bootlock and is
+written in its README, which a test carries out.
+
+The journal's entries about other instances are not in it, only their hashes: each entry's ``link``
+ties it to those, see lockdb.journal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from sqlite_utils import Database
+
+from bootlock.output import timed
+from lockdb import journal
+
+#: Entries about the host itself, without any customer's data: how it stood with its enforcement.
+HOST_EVENTS = (
+    "created",
+    "migrated",
+    "armed",
+    "disarmed",
+    "break_glass_on",
+    "break_glass_off",
+    "clock",
+)
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Where the journal's part of an archive begins and ends."""
+
+    #: The first entry whose hash is in it, and the link that this entry must follow.
+    first: int
+    link: str
+    #: How many entries are in it with their text.
+    entries: int
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A new file at ``path``, 0600, there only when it is whole. Raises OSError.
+
+    FileExistsError: there is one by that name, which stays what it is.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(path)
+    # Beside it, so that it can get its name by a link, which never replaces anything.
+    descriptor, draft = tempfile.mkstemp(prefix=".bootlock-export-", dir=path.absolute().parent)
+    try:
+        with open(descriptor, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(draft, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(draft)
+    directory = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+class Writer:
+    """Puts files into a tar, one after the other, under one directory; the manifest last."""
+
+    def __init__(self, file: IO[bytes], directory: str, mtime: int) -> None:
+        # Closed by ``close``: what is not whole has no end either.
+        self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+        self._directory = directory
+        self._mtime = mtime
+        self._digests: dict[str, str] = {}
+
+    def add(self, name: str, content: IO[bytes] | bytes) -> None:
+        """One file. A stream is read from its beginning."""
+        stream = io.BytesIO(content) if isinstance(content, bytes) else content
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        self._digests[name] = _digest_of(stream)
+        stream.seek(0)
+        member = tarfile.TarInfo(f"{self._directory}/{name}")
+        member.size, member.mtime, member.mode = size, self._mtime, 0o600
+        self._tar.addfile(member, stream)
+
+    def add_json(self, name: str, value: Any) -> None:
+        """One file of JSON; times as everywhere."""
+        self.add(name, (json.dumps(timed(value), indent=2, ensure_ascii=False) + "\n").encode())
+
+    def close(self) -> tuple[str, list[str]]:
+        """Write the manifest: its digest, and the names of all others."""
+        names = sorted(self._digests)
+        lines = "".join(f"{self._digests[name]}  {name}\n" for name in names)
+        self.add("MANIFEST", lines.encode())
+        self._tar.close()
+        return self._digests["MANIFEST"], names
+
+
+def write_journal(
+    db: Database, instance: str, first: int, *, entries: IO[bytes], hashes: IO[bytes]
+) -> Proof:
+    """The journal from entry ``first`` on: those about the instance in full, the hashes of all.
+
+    Reads each once. ``hashes``: lines of ``SEQ HASH``; ``entries``: as in ``journal export``.
+    """
+    link = journal.link_after(db, first - 1)
+    shown = 0
+    wanted = ", ".join("?" * len(HOST_EVENTS))
+    query = (
+        # What is no JSON has no instance, and must not end the query.
+        "SELECT seq, CAST(hash AS BLOB), CASE WHEN json_valid(entry) THEN CASE WHEN instance = ? "
+        f"OR (instance IS NULL AND event IN ({wanted})) THEN CAST(entry AS BLOB) END END "
+        "FROM journal WHERE seq >= ? ORDER BY seq"
+    )
+    for seq, hashed, entry in db.execute(query, [instance, *HOST_EVENTS, first]):
+        hashes.write(b"%d %s\n" % (seq, hashed))
+        if entry is not None:
+            entries.write(entry + b"\n")
+            shown += 1
+    return Proof(first, link, shown)
+
+
+def first_since(db: Database, moment: int | None) -> int:
+    """The number of the first entry that was made at ``moment`` or later; 1 for none."""
+    if moment is None:
+        return 1
+    (seq,) = db.execute("SELECT min(seq) FROM journal WHERE at >= ?", [moment]).fetchone()
+    if seq is None:
+        return journal.head(db).seq + 1
+    return int(seq)
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return _digest_of(file)
+
+
+def _digest_of(stream: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while chunk := stream.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def readme(facts: Mapping[str, str]) -> bytes:
+    """README.txt: what is in the archive, and how to check it."""
+    return _README.format(**facts).encode()
+
+
+# The lines that are indented by four blanks are the procedure; a test runs exactly them.
+_README = """\
+EVIDENCE about the instance {instance}
+from the host {host}, made at {at} by bootlock {version}
+
+WHAT IS HERE
+
+  about.json           which host, which versions, when, by whom; where the journal's part ends
+  holds.json           every hold there ever was on the instance, with its retention
+  permits.json         every exception that was granted for it
+  refusals.json        starts of it that were refused: how often, from when to when
+  enforcements.json    what was done for each hold on this host: the state now
+  disks.json           the names of its own disks, as far as they became known
+  definition.xml       the domain as libvirt has it; about.json says why it is not here
+  journal/             the host's journal:
+  - entries.jsonl      its entries about the instance and about the host itself, as they were hashed
+  - hashes.txt         number and hash of every entry; those about others are not here otherwise
+  MANIFEST             the SHA-256 of each of these files
+
+The journal is what to go by: it is append-only and chained. The other files are what the database
+said at the time of this export, for reading.
+
+HOW TO CHECK IT
+
+With a shell, sha256sum and python3, on any machine, nothing of bootlock. Unpack it, go into its
+directory, and set the two things that were noted when it was handed over, from elsewhere than this
+archive (bootlock export prints them, and the journal of the host has them):
+
+  MANIFEST_SHA256   the SHA-256 of the file MANIFEST
+  JOURNAL_HEAD      the head of the journal, SEQ:HASH (optional; a fleet's registry has it as well)
+
+Then run:
+
+    printf '%s  MANIFEST\\n' "$MANIFEST_SHA256" | sha256sum --check --strict --status || {{
+      echo 'FALSE: MANIFEST is not the one that was noted'; exit 1; }}
+    sha256sum --check --strict --quiet MANIFEST || {{
+      echo 'FALSE: a file is not as the MANIFEST has it'; exit 1; }}
+    python3 -I - <<'END'
+    import hashlib, json, os, sys
+    def false(why):
+        sys.exit("FALSE: " + why)
+    def sha256(data):
+        return hashlib.sha256(data).hexdigest()
+    listed = {{line[66:] for line in open("MANIFEST", encoding="utf-8").read().splitlines()}}
+    found = {{os.path.relpath(os.path.join(top, name)) for top, _, names in os.walk(".")
+             for name in names}}
+    if found != listed | {{"MANIFEST"}}:
+        false("files that the MANIFEST does not have: " + ascii(found - listed - {{"MANIFEST"}}))
+    about = json.load(open("about.json", encoding="utf-8"))["journal"]
+    shown = {{}}
+    for line in open("journal/entries.jsonl", "rb"):
+        line = line.rstrip(b"\\n")
+        shown[json.loads(line)["seq"]] = line
+    link, before, expected, tied = about["link"], None, about["first"], 0
+    hashes = {{}}
+    for line in open("journal/hashes.txt", encoding="ascii"):
+        number, value = line.split()
+        number = int(number)
+        if number != expected:
+            false("an entry is missing before %d" % number)
+        entry = shown.pop(number, None)
+        if entry is not None:
+            fields = json.loads(entry)
+            if sha256(entry) != value:
+                false("entry %d is not what was hashed" % number)
+            if before is not None and fields["prev"] != before:
+                false("entry %d does not follow the one before it" % number)
+            if "link" in fields:
+                if fields["link"] != link:
+                    false("entry %d is not tied to the entries before it" % number)
+                tied = number
+        link, before, expected = sha256((link + value).encode()), value, number + 1
+        hashes[number] = value
+    if shown:
+        false("entries without a hash: " + ascii(sorted(shown)))
+    last = expected - 1
+    if about["head"] != "%d:%s" % (last, before or about["head"].partition(":")[2]):
+        false("the hashes do not end at the head")
+    print("%d entries, tied to each other up to %d" % (last - about["first"] + 1, tied))
+    if tied < last:
+        print("NOT SHOWN: that entries %d to %d, which are about others, follow" % (tied + 1, last))
+    noted = os.environ.get("JOURNAL_HEAD", "")
+    if noted:
+        number, _, value = noted.partition(":")
+        if hashes.get(int(number)) != value:
+            false("the head that was noted is not in this journal")
+        print("the head that was noted is in it")
+    print("TRUE")
+    END
+
+It ends with the line TRUE and exit status 0, or it is false. Each
+hash in journal/hashes.txt is that of an entry; each entry that is here in full carries in "link" a
+digest of all hashes before it. So what is here is part of one journal, at its place, and nothing
+was put in or taken out between. That whole journal can be compared on the host, while it exists:
+
+  bootlock journal verify --head JOURNAL_HEAD
+
+WHAT IT DOES NOT SHOW
+
+That the host wrote the truth. Whoever was root there could write another journal from the start:
+a head that was noted earlier, elsewhere, shows if so. And whoever made this archive could leave an
+entry about the instance out, all but its hash: the MANIFEST_SHA256 shows that it is the archive
+that bootlock made, the whole journal on the host which entries are about the instance.
+"""
