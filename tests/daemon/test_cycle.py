@@ -21,10 +21,11 @@ from bootlockd.errors import Unreachable
 from bootlockd.values import Guest, Wake
 from bootlockd.worker import RETRY, Job, Worker
 from daemon.fakes import FakeFence, guest, place, release, settings, turning, uuid
-from lockdb import database, disks, enforcements, permits
+from lockdb import database, disks, enforcements, holds, permits, witness
 from lockdb.enforcements import Enforcement, State
 from lockdb.values import Operation
 from privatehost import PATIENCE, wait_until
+from samples import new_hold
 
 
 @pytest.fixture(autouse=True)
@@ -439,3 +440,23 @@ def test_two_workers_never_do_the_same_instance_at_once(lock_db: Path) -> None:
         fence.let_go.set()
         wait_until(lambda: states(lock_db, instance) == [State.ENFORCED], "it is up")
     assert not fence.twice
+
+
+def test_it_keeps_the_time_that_it_has_seen_pass_for_retained_holds(
+    lock_db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = int(time.time())
+    with database.open_db(lock_db) as opened:
+        holds.place(opened, new_hold(uuid(1), retain_until=now + 86400), now=now)
+    sight = witness.look()
+    later = witness.Sight(sight.boot, sight.up + 2 * witness.KEEP_EVERY, synchronised=False)
+    monkeypatch.setattr(witness, "look", lambda: later)
+
+    def kept() -> int:
+        with database.open_db(lock_db, read_only=True) as opened, opened.read() as db:
+            (text,) = db.execute("SELECT value FROM meta WHERE key = 'witness'").fetchone()
+            return int(text.split()[0])
+
+    assert kept() <= now
+    with turning(settings(lock_db), []):
+        wait_until(lambda: kept() >= now + witness.KEEP_EVERY, "it is kept")

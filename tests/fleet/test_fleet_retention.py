@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bootlock.main import main
 from bootlockd.fleet.client import Client
 from bootlockd.fleet.facts import Facts
 from bootlockd.fleet.follower import Follower
@@ -16,6 +17,7 @@ from bootlockd.fleet.keys import Keys
 from bootlockd.fleet.records import BadRecord, Record, Release, decoded, encoded
 from bootlockd.fleet.registry import Registry, record_of
 from bootlockd.sources.base import Order
+from etcdcluster import Cluster
 from lockdb.errors import AlreadyEnded, InvalidValue, Retained
 from lockdb.values import Kind, Retention
 from samples import HELD, NOW
@@ -105,3 +107,31 @@ def test_a_host_keeps_what_a_registry_releases_before_its_date(
     made = take(path, follower.look(), source="etcd")
     assert [hold.id for hold in in_force(path, "etcd")] == [strong.id]
     assert [ending.hold_id for ending in made.retained] == [strong.id]
+
+
+def test_by_the_cli(
+    keys: Keys, cluster: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = tmp_path / "bootlock.toml"
+    settings.write_text(
+        f"[fleet]\nendpoints = [{json.dumps(cluster.url(0))}]\nprefix = '{keys.prefix}'\n"
+    )
+
+    def cli(*words: str) -> int:
+        capfd.readouterr()
+        database = str(tmp_path / "none.db")
+        return main(["--database", database, "--config", str(settings), *words, "--fleet"])
+
+    why = ["--reason", "court"]
+    assert cli("place", HELD, *why, "--retain-until", "30d", "--no-wait", "--json") == 0
+    hold = json.loads(capfd.readouterr().out)
+    assert hold["retention"] == "governance"
+    assert cli("retain", hold["id"][:8], "--until", "2h") == 4
+    assert cli("retain", hold["id"][:8], "--until", "40d", "--mode", "compliance", "--json") == 0
+    assert json.loads(capfd.readouterr().out)["retain_until"] > hold["retain_until"]
+    assert cli("show", hold["id"]) == 0
+    assert "retention:" in capfd.readouterr().out
+    for more in ([], ["--override"]):
+        assert cli("release", hold["id"], *why, *more) == 4
+    assert cli("release", "--instance", HELD, "--all", *why) == 4
+    assert cli("retain", hold["id"], "--until", "50d", "--reason", "x") == 2
