@@ -205,6 +205,7 @@ class Cloud:
             change = {"user": {"enabled": enabled}}
             said = self.ask("PATCH", f"{KEYSTONE}/users/{person['id']}", token, change)
             assert said.status == 200, said
+        self._tokens.pop(user, None)
 
     @contextmanager
     def without_cell(self) -> Iterator[None]:
