@@ -36,7 +36,7 @@ def test_what_was_acknowledged_outlives_its_writers_death(path: Path) -> None:
         released = {hold for act, hold in told if act == "released"}
         assert all(stored[hold].released_at == NOW for hold in released)
     acts = Counter(act for act, _ in told)
-    assert min(acts["placed"], acts["released"]) > 50, "they came to do something"
+    assert min(acts["placed"], acts["released"]) > 20, "they came to do something"
 
 
 def _seconds_of_a_round(path: Path) -> float:
