@@ -11,19 +11,37 @@
 -- uuid), attributes in single quotes, the five XML characters escaped. What deviates from that before
 -- the uuid was not written by libvirt and is not believed.
 --
+-- But for one thing: when a migration arrives, libvirt gives a hook what the hook before it printed. Those
+-- of oVirt and CloudStack print what an XML library writes: a declaration in front, attributes in double
+-- quotes. That is read as well. Were it a lie, prepare asks again about what libvirt made of it.
+--
 -- Kept to what SQLite 3.34 knows (RHEL 9): no MATERIALIZED, no unixepoch(), no ->>.
 WITH
   -- LIMIT -1, here and below, keeps SQLite from merging the steps, which would repeat each one's work
   -- wherever its columns are used. Everything is written once: compiling it is most of a decision.
+  written AS (
+    SELECT
+      operation,
+      now,
+      CASE
+        WHEN operation = 'migrate' AND substr(xml, 1, 6) = '<?xml '
+          THEN substr(xml, instr(xml, '?>') + 2)
+        ELSE xml
+      END AS xml
+    FROM temp.request
+    LEFT JOIN temp.document ON (SELECT count(*) FROM temp.document) = 1
+    LIMIT -1
+  ),
   domain AS (
     SELECT
       operation,
       now,
       xml,
       substr(xml, 1, instr(xml, '<uuid>') - 1) AS head,
-      lower(substr(xml, instr(xml, '<uuid>') + 6, 36)) AS uuid
-    FROM temp.request
-    LEFT JOIN temp.document ON (SELECT count(*) FROM temp.document) = 1
+      lower(substr(xml, instr(xml, '<uuid>') + 6, 36)) AS uuid,
+      -- The first tag has no value of anybody's choice.
+      operation = 'migrate' AND instr(substr(xml, 1, instr(xml, '>')), '="') > 0 AS in_double_quotes
+    FROM written
     LIMIT -1
   )
 SELECT
@@ -66,10 +84,19 @@ SELECT
           -- a='1' b='2' split at the quotes, which no value contains: each value stands after its
           -- name. libvirt writes a handful; only the first 16 are looked at, so that hostile metadata
           -- costs no quadratic time. A host's name comes before its port.
-          split AS (
-            SELECT replace(json_array(source || ' ' || substr(host, 1, instr(host || '>', '>') - 1)),
-              '''', '","') AS parts
+          quoted AS (
+            SELECT source || ' ' || substr(host, 1, instr(host || '>', '>') - 1) AS text
             FROM tag
+            LIMIT -1
+          ),
+          split AS (
+            SELECT replace(
+              json_array(CASE
+                WHEN domain.in_double_quotes THEN replace(replace(text, '''', '&apos;'), '"', '''')
+                ELSE text
+              END),
+              '''', '","') AS parts
+            FROM quoted
             LIMIT -1
           ),
           source AS (
