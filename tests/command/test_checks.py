@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from bootlock.doctor.finding import Finding, Level, Patient
-from bootlock.doctor.hook import foreign_hooks, hook_files, installed_drivers
+from bootlock.doctor.hook import hook_files, installed_drivers
 from bootlock.doctor.host import confinement, sqlite3_shell
+from bootlock.doctor.neighbours import neighbours
 
 
 @pytest.fixture
@@ -84,6 +85,12 @@ def test_selinux_that_forbids_hooks_is_a_fault_with_both_commands(patient: Patie
     assert only(confinement(patient)).level is Level.OK
 
 
+def test_selinux_without_a_rule_for_hooks_is_noted(patient: Patient) -> None:
+    """Policies from before mid-2024: libvirtd is not confined there."""
+    write(patient.selinux / "enforce", "1")
+    assert only(confinement(patient)).level is Level.NOTE
+
+
 def test_selinux_that_only_warns_is_no_fault(patient: Patient) -> None:
     write(patient.selinux / "enforce", "0")
     assert list(confinement(patient)) == []
@@ -128,6 +135,25 @@ def test_a_host_without_the_reference_text_must_be_installed_again(patient: Pati
 def test_scripts_that_run_after_ours_are_noted_and_those_before_are_not(patient: Patient) -> None:
     for name, mode in (("10-before", 0o755), ("90-after", 0o755), ("91-off", 0o644)):
         write(patient.hooks / "qemu.d" / name, "#!/bin/sh\n", mode)
-    finding = only(foreign_hooks(patient))
+    finding = only(neighbours(patient))
     assert "90-after runs after ours" in finding.detail
-    assert list(foreign_hooks(replace(patient, hooks=patient.hooks / "none"))) == []
+    assert list(neighbours(replace(patient, hooks=patient.hooks / "none"))) == []
+
+
+@pytest.mark.parametrize("what", ["hooks", "hooks/qemu.d", "hooks/qemu", "hooks/qemu.d/10-first"])
+def test_whoever_may_write_where_hooks_are_can_remove_ours(patient: Patient, what: str) -> None:
+    write(patient.hooks / "qemu", "#!/bin/sh\n", 0o755)
+    write(patient.hooks / "qemu.d/10-first", "#!/bin/sh\n", 0o755)
+    assert all(finding.level is Level.NOTE for finding in neighbours(patient))
+    path = patient.hooks.parent / what
+    path.chmod(0o775)
+    (finding,) = [found for found in neighbours(patient) if found.level is Level.FAULT]
+    assert f"{path} can be changed by others than root" in finding.detail
+    assert finding.mend == f"chown root {path} && chmod go-w {path}"
+
+
+def test_scripts_that_libvirt_skips_are_of_no_interest(patient: Patient) -> None:
+    write(patient.hooks / "qemu", "")
+    write(patient.hooks / "qemu.d/90-empty", "")
+    (patient.hooks / "qemu.d/91-gone").symlink_to("nowhere")
+    assert list(neighbours(patient)) == []

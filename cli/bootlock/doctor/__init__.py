@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from bootlock.doctor.daemon import daemon, enforced, metrics
 from bootlock.doctor.finding import Finding, Level, Patient
-from bootlock.doctor.hook import decision_text, foreign_hooks, hook_files
+from bootlock.doctor.hook import decision_text, hook_files
 from bootlock.doctor.host import break_glass, confinement, sqlite3_shell
+from bootlock.doctor.neighbours import neighbours
 from bootlock.doctor.proof import armed, last_proofs
 from bootlock.doctor.sources import sources
 from bootlock.doctor.store import database, integrity, journal
@@ -35,7 +36,7 @@ ALL = (
     journal,
     decision_text,
     hook_files,
-    foreign_hooks,
+    neighbours,
     confinement,
     break_glass,
     daemon,

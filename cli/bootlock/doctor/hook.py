@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from bootlock.doctor.finding import Finding, Patient, fault, note, ok
+from bootlock.doctor.finding import Finding, Patient, fault, ok
 from lockdb.decision import decide_sql
 
 HOOK = "50-bootlock"
@@ -18,7 +18,7 @@ DRIVERS = ("qemu", "lxc", "libxl")
 def decision_text(patient: Patient) -> Iterator[Finding]:
     """The SQL that the hook runs is the one this version of bootlock has."""
     path = patient.share / "decide.sql"
-    if _text(path) == decide_sql():
+    if read(path) == decide_sql():
         yield ok("decide.sql", f"{path} is current")
         return
     yield fault(
@@ -32,7 +32,7 @@ def decision_text(patient: Patient) -> Iterator[Finding]:
 def hook_files(patient: Patient) -> Iterator[Finding]:
     """Each driver that is installed here has our hook: a plain file, executable, current."""
     reference = patient.share / HOOK
-    wanted = _text(reference)
+    wanted = read(reference)
     if wanted is None:
         yield fault("hook", f"{reference} is missing", "install bootlock again")
         return
@@ -51,25 +51,6 @@ def hook_files(patient: Patient) -> Iterator[Finding]:
             )
         else:
             yield ok(f"hook {driver}", f"{path} is in place and current")
-
-
-def foreign_hooks(patient: Patient) -> Iterator[Finding]:
-    """Other scripts that libvirt runs before or after ours."""
-    for driver in installed_drivers(patient):
-        main = patient.hooks / driver
-        if main.exists():
-            yield note(
-                "other hooks",
-                f"{main} runs before ours; one that reads our directory and drops exit codes, or a "
-                "libvirt before 6.5 that runs no other file, would make us toothless",
-                "the line 'armed' below is the proof",
-            )
-        for other in _executables(patient.hooks / f"{driver}.d"):
-            if other.name > HOOK:
-                yield note(
-                    "other hooks",
-                    f"{other} runs after ours: if it fails too, callers see its message, not ours",
-                )
 
 
 def installed_drivers(patient: Patient) -> list[str]:
@@ -99,6 +80,19 @@ def replace(path: Path, text: str, mode: int, *, draft_in: Path) -> None:
         draft.unlink(missing_ok=True)
 
 
+def is_open(status: os.stat_result) -> bool:
+    """Whether others than root may change what has this status."""
+    return status.st_uid != 0 or status.st_mode & 0o022 != 0
+
+
+def read(path: Path) -> str | None:
+    """The text of a file; None if it can't be read."""
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError:
+        return None
+
+
 def _problem(path: Path, wanted: str) -> str:
     try:
         status = path.lstat()
@@ -106,23 +100,8 @@ def _problem(path: Path, wanted: str) -> str:
         return "is missing"
     if not stat.S_ISREG(status.st_mode):
         return "is not a plain file"
-    if status.st_uid != 0 or status.st_mode & 0o022:
+    if is_open(status):
         return "can be changed by others than root"
     if status.st_mode & 0o111 != 0o111:
         return "is not executable"
-    return "" if _text(path) == wanted else "is not the current text"
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text("utf-8", "replace")
-    except OSError:
-        return None
-
-
-def _executables(directory: Path) -> list[Path]:
-    try:
-        files = sorted(directory.iterdir())
-    except OSError:
-        return []
-    return [file for file in files if file.is_file() and os.access(file, os.X_OK)]
+    return "" if read(path) == wanted else "is not the current text"

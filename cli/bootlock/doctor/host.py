@@ -57,8 +57,14 @@ def confinement(patient: Patient) -> Iterator[Finding]:
 
 def _selinux(patient: Patient) -> Iterator[Finding]:
     # "current pending"
-    state = _text(patient.selinux / "booleans/virt_hooks_unconfined") or ""
-    if state.startswith("1"):
+    state = _text(patient.selinux / "booleans/virt_hooks_unconfined")
+    if state is None:
+        yield note(
+            "SELinux",
+            "it enforces, and its policy has no rule for libvirt's hooks",
+            "the line 'armed' below is the proof",
+        )
+    elif state.startswith("1"):
         yield ok("SELinux", "virt_hooks_unconfined is on")
     else:
         yield fault(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from bootlock.doctor.finding import Finding, Patient, fault, ok
+from bootlock.doctor.hook import HOOK
 from bootlockd import canary, hypervisor
 from bootlockd.errors import Unreachable
 from lockdb import proofs
@@ -20,6 +22,10 @@ from lockdb.when import iso
 DAEMONS = ("libvirtd", "virtqemud", "virtlxcd", "virtxend")
 
 _PROVE = "run 'bootlock doctor' as root"
+#: Of the scripts that failed, libvirt tells about the last.
+_FAILED_SCRIPT = re.compile(
+    r"(\S+/hooks/\S+) bootlock-canary-\S+ .*?\) unexpected exit status (\d+)"
+)
 
 
 def armed(patient: Patient) -> Iterator[Finding]:
@@ -69,8 +75,23 @@ def _armed(patient: Patient, uri: str) -> Finding:
     return fault(
         "armed",
         f"{uri}: not proven, the canary failed otherwise: {proof.answer}",
-        "see libvirtd's log; a driver that this host does not use is left out with --connect",
+        _mend(proof.answer),
     )
+
+
+def _mend(answer: str) -> str:
+    failed = _FAILED_SCRIPT.search(answer)
+    if failed is None:
+        return "see libvirtd's log; a driver that this host does not use is left out with --connect"
+    script, status = failed.groups()
+    if Path(script).name != HOOK:
+        return (
+            f"{script} refuses every start, and its message hides ours: mend it, or have libvirt "
+            f"skip it: chmod a-x {script}"
+        )
+    if status == "126":
+        return f"libvirt may not run it: restorecon -R {Path(script).parents[1]}; ausearch -m avc"
+    return "the line 'database' above"
 
 
 def _record(patient: Patient, proof: canary.Proof) -> Finding | None:
