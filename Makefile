@@ -28,12 +28,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 BUILD_PACKAGES := binutils gcc libc6-dev libvirt-dev pkg-config python3 python3-dev python3-venv
 DEB_PACKAGES := dpkg-dev
+RPM_PACKAGES := rpm
 CHECK_PACKAGES := bash busybox/busybox-static dash shellcheck
 # What a private libvirt host is made of: all that the demo needs.
 HOST_PACKAGES := hostname iproute2 libvirt-clients libvirt-daemon-driver-lxc \
   libvirt-daemon-driver-qemu libvirt-daemon-system mount procps qemu-system-x86 qemu-utils \
   nftables ipxe-qemu sqlite3 systemd util-linux
-TEST_PACKAGES := fish groff-base lintian mandoc openssl zsh
+TEST_PACKAGES := fish groff-base lintian mandoc openssl python3-apt secilc zsh
 
 BIN := .venv/bin
 TAKEN := $(addprefix .venv/bin/,promtool etcd etcdctl)
@@ -116,7 +117,8 @@ host-packages:
 
 .PHONY: packages
 packages: host-packages
-	@packaging/packages install $(DEB_PACKAGES) $(CHECK_PACKAGES) $(TEST_PACKAGES)
+	@packaging/packages install $(DEB_PACKAGES) $(RPM_PACKAGES) $(CHECK_PACKAGES) \
+	  $(TEST_PACKAGES)
 
 .venv/.done: pyproject.toml | host-packages
 	@echo 'making .venv'
@@ -151,6 +153,11 @@ uninstall: ## Remove it; keeps the database, unless PURGE=1 (root)
 deb: build ## Build the Debian package, in dist/
 	@packaging/packages require $(DEB_PACKAGES)
 	@packaging/build-deb
+
+.PHONY: rpm
+rpm: build ## Build the RPM package, in dist/; see its limits in docs/operations.md
+	@command -v rpmbuild >/dev/null || packaging/packages require $(RPM_PACKAGES)
+	@packaging/build-rpm
 
 .PHONY: clean
 clean: ## Remove what was made here
