@@ -176,6 +176,7 @@ class Nova:
     on_running: OnRunning = OnRunning.LEAVE
     grace: int = 60
     isolate: bool = False
+    preserve: bool = False
     #: Seconds between two looks at everything; what changed is asked for in between.
     full_interval: int = 900
     #: By how many seconds two looks at what changed overlap.

@@ -204,6 +204,7 @@ def _hold(row: dict[str, Any]) -> Hold:
             "kind": Kind(row["kind"]),
             "on_running": OnRunning(row["on_running"]),
             "isolate": bool(row["isolate"]),
+            "preserve": bool(row["preserve"]),
             "was_running": None if was_running is None else bool(was_running),
             "retention": Retention(row["retention"]) if row["retention"] else None,
             "overridden": bool(row["overridden"]),

@@ -253,6 +253,42 @@ def m0005_retention(db: Database) -> None:
         db.execute(statement)
 
 
+_PRESERVED = """
+ALTER TABLE hold ADD COLUMN preserve INTEGER NOT NULL DEFAULT 0 CHECK (preserve IN (0, 1));
+
+CREATE TABLE preserved (
+  instance TEXT NOT NULL,
+  path TEXT NOT NULL,
+  role TEXT NOT NULL CHECK (role IN ('disk', 'backing', 'directory', 'device')),
+  inode INTEGER NOT NULL,
+  link TEXT NOT NULL,
+  had_flag INTEGER NOT NULL CHECK (had_flag IN (0, 1)),
+  stage TEXT NOT NULL CHECK (stage IN ('intended', 'kept', 'left', 'ended')),
+  discard INTEGER NOT NULL CHECK (discard IN (0, 1)),
+  since INTEGER NOT NULL,
+  size INTEGER,
+  written_ns INTEGER,
+  hashed INTEGER NOT NULL,
+  hash_state BLOB,
+  sha256 TEXT,
+  digested_at INTEGER,
+  PRIMARY KEY (instance, path)
+) WITHOUT ROWID;
+
+CREATE TRIGGER hold_preserves BEFORE UPDATE ON hold
+WHEN OLD.released_at IS NULL AND OLD.preserve > NEW.preserve AND OLD.retain_until
+  > CAST(ifnull((SELECT value FROM meta WHERE key = 'witness'), 0) AS INTEGER)
+BEGIN SELECT RAISE(ABORT, 'the hold is retained'); END
+"""
+
+
+@migrations()
+def m0006_preserved(db: Database) -> None:
+    """What is kept of a preserved instance's disks, and what it takes to undo that."""
+    for statement in _PRESERVED.split(";\n\n"):
+        db.execute(statement)
+
+
 @cache
 def known_steps() -> frozenset[str]:
     """The names of all steps this version of bootlock knows."""

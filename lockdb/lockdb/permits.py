@@ -9,7 +9,7 @@ from sqlite_utils import Database
 
 from lockdb import journal
 from lockdb.database import LockDB
-from lockdb.errors import AlreadyEnded
+from lockdb.errors import AlreadyEnded, NotNow
 from lockdb.holds import unique_id
 from lockdb.values import (
     ACTOR_MAX,
@@ -20,6 +20,19 @@ from lockdb.values import (
     required_line,
 )
 from lockdb.when import iso
+
+#: What writes to an instance's disks.
+_WRITING = {
+    Operation.START,
+    Operation.RESTORE,
+    Operation.MIGRATE,
+    Operation.REVERT,
+    Operation.BLOCK_WRITE,
+    Operation.VOLUME_DELETE,
+    Operation.VOLUME_WRITE,
+    Operation.VOLUME_FORMAT,
+    Operation.VOLUME_RESIZE,
+}
 
 
 def grant(
@@ -34,12 +47,28 @@ def grant(
 ) -> Permit:
     """Let ``operation`` of ``instance`` through until ``until`` (Unix seconds).
 
-    Raises InvalidValue or DatabaseError.
+    Raises InvalidValue, NotNow or DatabaseError.
     """
     permit = new(instance, operation, until=until, reason=reason, by=by, now=now)
     with lock_db.write() as db, journal.Chain(db, now) as chain:
+        if operation in _WRITING:
+            _must_not_be_preserved(db, permit.instance, now)
         write(db, chain, permit)
     return permit
+
+
+def _must_not_be_preserved(db: Database, instance: str, now: int) -> None:
+    """Raises NotNow: what was permitted would be refused by the disks."""
+    found = db.execute(
+        "SELECT id FROM hold WHERE instance = ? AND released_at IS NULL AND preserve"
+        " AND (until IS NULL OR until > ?) LIMIT 1",
+        [instance, now],
+    ).fetchone()
+    if found:
+        raise NotNow(
+            f"the disks of {instance} are preserved by hold {found[0]}: nothing may write to them",
+            "copy them instead; or place a hold without --preserve, and release that one",
+        )
 
 
 def new(

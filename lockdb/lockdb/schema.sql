@@ -31,7 +31,7 @@ CREATE TABLE hold (
   release_reason TEXT
 , ref TEXT, blocks TEXT CHECK (blocks <> ''), retain_until INTEGER CHECK (retain_until IS NULL OR until IS NULL), retention TEXT
   CHECK (retention IN ('governance', 'compliance'))
-  CHECK ((retention IS NULL) = (retain_until IS NULL)), overridden INTEGER NOT NULL DEFAULT 0 CHECK (overridden IN (0, 1))) WITHOUT ROWID;
+  CHECK ((retention IS NULL) = (retain_until IS NULL)), overridden INTEGER NOT NULL DEFAULT 0 CHECK (overridden IN (0, 1)), preserve INTEGER NOT NULL DEFAULT 0 CHECK (preserve IN (0, 1))) WITHOUT ROWID;
 CREATE INDEX hold_active ON hold (instance) WHERE released_at IS NULL;
 CREATE INDEX hold_instance ON hold (instance, placed_at);
 CREATE TABLE held_disk (
@@ -131,4 +131,26 @@ WHEN OLD.retain_until IS NOT NULL
 BEGIN SELECT RAISE(ABORT, 'the hold is retained'); END;
 CREATE TRIGGER hold_is_not_replaced BEFORE INSERT ON hold
 WHEN EXISTS (SELECT 1 FROM hold WHERE id = NEW.id AND retain_until IS NOT NULL)
+BEGIN SELECT RAISE(ABORT, 'the hold is retained'); END;
+CREATE TABLE preserved (
+  instance TEXT NOT NULL,
+  path TEXT NOT NULL,
+  role TEXT NOT NULL CHECK (role IN ('disk', 'backing', 'directory', 'device')),
+  inode INTEGER NOT NULL,
+  link TEXT NOT NULL,
+  had_flag INTEGER NOT NULL CHECK (had_flag IN (0, 1)),
+  stage TEXT NOT NULL CHECK (stage IN ('intended', 'kept', 'left', 'ended')),
+  discard INTEGER NOT NULL CHECK (discard IN (0, 1)),
+  since INTEGER NOT NULL,
+  size INTEGER,
+  written_ns INTEGER,
+  hashed INTEGER NOT NULL,
+  hash_state BLOB,
+  sha256 TEXT,
+  digested_at INTEGER,
+  PRIMARY KEY (instance, path)
+) WITHOUT ROWID;
+CREATE TRIGGER hold_preserves BEFORE UPDATE ON hold
+WHEN OLD.released_at IS NULL AND OLD.preserve > NEW.preserve AND OLD.retain_until
+  > CAST(ifnull((SELECT value FROM meta WHERE key = 'witness'), 0) AS INTEGER)
 BEGIN SELECT RAISE(ABORT, 'the hold is retained'); END;

@@ -46,6 +46,7 @@ FIELDS: Final = (
     "blocks",
     "retain_until",
     "retention",
+    "preserve",
 )
 
 #: Where a row has its retention.

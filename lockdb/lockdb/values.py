@@ -90,6 +90,8 @@ class NewHold:
     #: The hold may not end before; without ``retention`` it is governance.
     retain_until: int | None = None
     retention: Retention | None = None
+    #: Whether its disks are to be kept as they are; for boot locks.
+    preserve: bool = False
 
     def __post_init__(self) -> None:
         def put(field: str, value: object) -> None:
@@ -113,6 +115,7 @@ class NewHold:
         if self.retain_until is not None:
             put("retention", self.retention or Retention.GOVERNANCE)
         self._check_retention()
+        self._check_preserve()
 
     def _check_retention(self) -> None:
         if self.retain_until is None:
@@ -125,6 +128,11 @@ class NewHold:
             raise InvalidValue(
                 "until", "a hold that is retained does not end by itself", "give one of the two"
             )
+
+    def _check_preserve(self) -> None:
+        bars_start = Operation.START in operations.blocked(self.kind, self.blocks)
+        if self.preserve and not (self.kind is Kind.BOOT_LOCK and bars_start):
+            raise InvalidValue("preserve", "is for boot locks that block starts, which write")
 
 
 @dataclass(frozen=True)
@@ -153,6 +161,7 @@ class Hold:
     ref: str | None = None
     #: As in ``NewHold``.
     blocks: str | None = None
+    preserve: bool = False
 
     @property
     def blocked(self) -> frozenset[Operation]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from database.soundness import log
-from lockdb import permits
+from lockdb import holds, permits
 from lockdb.database import LockDB
-from lockdb.errors import AlreadyEnded, InvalidValue, NotFound
-from lockdb.values import CANARY_PREFIX, Operation, Permit
+from lockdb.errors import AlreadyEnded, InvalidValue, NotFound, NotNow
+from lockdb.values import CANARY_PREFIX, NewHold, Operation, Permit
 from samples import HELD, NOW, OTHER
 
 
@@ -80,3 +80,22 @@ def test_a_permit_that_cannot_be_is_not_granted(
     with pytest.raises(InvalidValue):
         _grant(lock_db, instance, reason=reason)
     assert [entry["event"] for entry in log(lock_db)] == ["created"]
+
+
+@pytest.mark.parametrize("operation", list(Operation))
+def test_what_would_write_to_preserved_disks_is_not_permitted(
+    lock_db: LockDB, operation: Operation
+) -> None:
+    new = NewHold(HELD, "a court order", "a test", preserve=True, until=NOW)
+    holds.place(lock_db, new, now=NOW - 9)
+    writes = operation.startswith(("volume-", "start", "restore", "migrate", "revert", "block-"))
+
+    def grant_at(now: int) -> None:
+        permits.grant(lock_db, HELD, operation, until=now + 9, reason="x", by="chief", now=now)
+
+    if writes:
+        with pytest.raises(NotNow, match="are preserved by hold"):
+            grant_at(NOW - 1)
+        grant_at(NOW)
+    else:
+        grant_at(NOW - 1)

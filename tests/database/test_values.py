@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -132,3 +134,10 @@ def test_a_printable_text_is_stored_as_it_is_without_outer_blanks(text: str) -> 
     line = one_line("reason", text, 100)
     assert line == text.strip(" ")
     assert len(line.splitlines()) <= 1
+
+
+@pytest.mark.parametrize("more", [{"kind": Kind.STATE_LOCK}, {"blocks": "delete,stop"}])
+def test_only_what_bars_a_start_can_preserve_disks(more: dict[str, Any]) -> None:
+    with pytest.raises(InvalidValue, match="preserve"):
+        new_hold(preserve=True, **more)
+    assert new_hold(preserve=True, blocks="delete,start").preserve

@@ -228,6 +228,7 @@ def _order(fields: dict[str, Any]) -> Order:
         on_running=_word(fields, "on_running", OnRunning, OnRunning.LEAVE),
         grace=_get(fields, "grace", int, 60),
         isolate=_get(fields, "isolate", bool, False),
+        preserve=_get(fields, "preserve", bool, False),
         until=None if fields.get("until") is None else _moment(fields, "until"),
         blocks=None if fields.get("blocks") is None else _get(fields, "blocks", str),
         **_retained(fields),

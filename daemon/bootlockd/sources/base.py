@@ -59,6 +59,7 @@ class Order:
     #: A source can put the date off and make the mode stronger, never the contrary.
     retain_until: int | None = None
     retention: Retention | None = None
+    preserve: bool = False
 
 
 @dataclass(frozen=True)

@@ -226,10 +226,13 @@ def _grace(value: Any) -> int:
     return value
 
 
-def _isolate(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidValue("isolate", f"must be true or false, not {_shown(value)}")
-    return value
+def _flag(field: str) -> Callable[[Any], bool]:
+    def read(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise InvalidValue(field, f"must be true or false, not {_shown(value)}")
+        return value
+
+    return read
 
 
 def _blocks(value: Any) -> str:
@@ -284,7 +287,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "case": _text("case", CASE_MAX),
     "on_running": _on_running,
     "grace": _grace,
-    "isolate": _isolate,
+    "isolate": _flag("isolate"),
+    "preserve": _flag("preserve"),
     "until": _until,
     "retain_until": _retain_until,
     "retention": _retention,

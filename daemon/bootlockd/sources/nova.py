@@ -212,6 +212,7 @@ class NovaSource:
             on_running=settings.on_running,
             grace=settings.grace,
             isolate=settings.isolate,
+            preserve=settings.preserve,
             placed_by="nova",
         )
 

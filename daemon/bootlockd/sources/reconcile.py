@@ -58,7 +58,7 @@ REF_MAX = 500
 
 _HOLD_ID = re.compile(r"[0-9a-f]{16,64}")
 #: What stays as it is of a hold that is retained; the table's triggers know it too.
-_RETAINED = {"kind", "blocks"}
+_RETAINED = {"kind", "blocks", "preserve"}
 _fields_of = attrgetter(*sources.FIELDS)
 
 
@@ -520,6 +520,7 @@ def new_hold(order: Order, source: str) -> NewHold:
         on_running=order.on_running,
         grace=order.grace,
         isolate=order.isolate,
+        preserve=order.preserve,
         until=order.until,
         blocks=order.blocks,
         retain_until=order.retain_until,
@@ -536,6 +537,7 @@ def _order(row: Row) -> Order:
             "on_running": OnRunning(values["on_running"]),
             "isolate": bool(values["isolate"]),
             "retention": Retention(values["retention"]) if values["retention"] else None,
+            "preserve": bool(values["preserve"]),
         }
     )
 
