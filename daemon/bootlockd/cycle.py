@@ -86,6 +86,8 @@ class Cycle:
     inbox: SimpleQueue[Message] = field(default_factory=SimpleQueue)
     #: Seconds after which it turns even if nothing happens, for who watches that it does.
     longest_wait: float = 3600.0
+    #: Which holds it is about; the others are none of its business.
+    concerns: Callable[[Hold], bool] = lambda _hold: True
 
     def __post_init__(self) -> None:
         self.health = Health(started=int(time.time()))
@@ -258,7 +260,8 @@ class Cycle:
             self.health.database_error = repr(error)
 
     def _read(self, lock_db: LockDB, now: int) -> None:
-        current = {hold.id: hold for hold in holds.active(lock_db, now=now)}
+        found = holds.active(lock_db, now=now)
+        current = {hold.id: hold for hold in found if self.concerns(hold)}
         gone = [hold for hold in self.holds.values() if hold.id not in current]
         vanished = [hold for hold in gone if not holds.exists(lock_db, hold.id)]
         for hold in vanished:
@@ -273,7 +276,12 @@ class Cycle:
         self._of_instance = {}
         for hold in self.holds.values():
             self._of_instance.setdefault(hold.instance, []).append(hold)
-        self._standing = set(enforcements.standing(lock_db))
+        ours = {fence.name for fence in self.fences}
+        self._standing = {
+            instance
+            for instance, rows in enforcements.standing(lock_db).items()
+            if any(row.fence in ours for row in rows)
+        }
 
     def _look_at_everything(self) -> None:
         self.read_holds()

@@ -160,6 +160,30 @@ def document_of(guest: Guest, *, inactive: bool, seconds: float = TIME_LIMIT) ->
     return bounded(ask, seconds, f"document {guest.uuid}")
 
 
+def documents(uri: str, seconds: float = TIME_LIMIT) -> dict[str, str]:
+    """The XML of all domains as they would start, by UUID. Raises Unreachable."""
+
+    def ask() -> dict[str, str]:
+        with connection(uri) as opened:
+            return {
+                domain.UUIDString(): document
+                for domain in opened.listAllDomains()
+                if (document := _stored(domain)) is not None
+            }
+
+    return bounded(ask, seconds, f"documents {uri}")
+
+
+def volume_path(uris: Sequence[str], key: str, seconds: float = TIME_LIMIT) -> str | None:
+    """Where the volume with this key (lockdb.disks) is; None if nobody here knows it.
+
+    Raises Unreachable.
+    """
+    pool, _, volume = key.partition(":")[2].partition("/")
+    found = _ask(uris, lambda opened: _volume_path(opened, pool, volume), seconds, key)
+    return found[0] if found else None
+
+
 def start(guest: Guest, seconds: float = START_LIMIT) -> None:
     """Start a guest, from its managed save if it has one. Raises NotStarted or Unreachable."""
 
@@ -362,9 +386,20 @@ def _volume_of(opened: Any, path: str) -> list[str]:
 
 
 def _paths_of(opened: Any, pool: str, volume: str) -> list[str]:
+    return [
+        disks.path_key(name)
+        for path in _volume_path(opened, pool, volume)
+        for name in (path, hostpath.real(path))
+    ]
+
+
+def _volume_path(opened: Any, pool: str, volume: str) -> list[str]:
     try:
-        path = opened.storagePoolLookupByName(pool).storageVolLookupByName(volume).path()
+        return [opened.storagePoolLookupByName(pool).storageVolLookupByName(volume).path()]
     except libvirt.libvirtError:
         # The pool is gone or inactive: the volume's own key still holds.
         return []
-    return [disks.path_key(path), disks.path_key(hostpath.real(path))]
+
+
+def _stored(domain: Any) -> str | None:
+    return _found(lambda: str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)))

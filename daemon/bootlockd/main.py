@@ -17,6 +17,7 @@ from bootlockd import __version__, realtime
 from bootlockd.config import DEFAULT_CONFIG, Config, load
 from bootlockd.errors import BootlockdError
 from bootlockd.notify import notify
+from bootlockd.preserveservice import PreserveService
 from bootlockd.service import Service
 from bootlockd.sources.registry import sources
 from bootlockd.sources.runner import SyncFailed, SyncService
@@ -52,19 +53,21 @@ class Runs(Protocol):
 )
 @click.option("--sync", is_flag=True, help="Keep the holds of the configured sources instead.")
 @click.option("--relay", is_flag=True, help="Write Nova's locks into the fleet's registry instead.")
+@click.option("--preserve", is_flag=True, help="Keep the disks of preserved instances instead.")
 @click.option("--check-config", is_flag=True, help="Read the settings, say what is wrong, and end.")
 @click.version_option(__version__, message="bootlockd %(version)s")
-def cli(path: Path, sync: bool, relay: bool, check_config: bool) -> None:
+def cli(path: Path, sync: bool, relay: bool, preserve: bool, check_config: bool) -> None:
     """Make the holds on this host true for instances that already run.
 
     Run by systemd: bootlockd.service, bootlock-sync.service with --sync, bootlock-relay.service
-    with --relay. SIGHUP reads the settings again, SIGTERM ends it; what is enforced stays enforced.
+    with --relay, bootlock-preserve.service with --preserve. SIGHUP reads the settings again,
+    SIGTERM ends it; what is enforced stays enforced.
     """
     # journald adds the time, and reads the level from the prefix (sd-daemon(3)).
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     sys.setswitchinterval(SWITCH)
-    if sync and relay:
-        raise click.UsageError("--sync and --relay are two processes")
+    if sync + relay + preserve > 1:
+        raise click.UsageError("--sync, --relay and --preserve are processes of their own")
     config = load(path)
     if check_config:
         click.echo(f"{path}: no fault")
@@ -75,6 +78,8 @@ def cli(path: Path, sync: bool, relay: bool, check_config: bool) -> None:
         make = _sync_service
     elif relay:
         make = _relay_service
+    elif preserve:
+        make = PreserveService
     ending = threading.Event()
     while not ending.is_set():
         config = _run(path, config, ending, make)

@@ -28,6 +28,7 @@ EXPECTED = {
     "-rwxr-xr-x root:root /usr/bin/bootlockd",
     "drwxr-xr-x root:root /usr/lib/bootlock",
     "-rw-r--r-- root:root /usr/lib/systemd/system/bootlock-metrics.service",
+    "-rw-r--r-- root:root /usr/lib/systemd/system/bootlock-preserve.service",
     "-rw-r--r-- root:root /usr/lib/systemd/system/bootlock-relay.service",
     "-rw-r--r-- root:root /usr/lib/systemd/system/bootlock-sync.service",
     "-rw-r--r-- root:root /usr/lib/systemd/system/bootlockd.service",

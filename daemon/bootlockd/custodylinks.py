@@ -1,0 +1,121 @@
+"""Second names of files, in a directory of root's own on the same file system: ``.bootlock``.
+
+A hard link keeps a file's data when its first name is removed. It can't cross a file system, nor
+two mounts of one; so the directory lies beside the file, or, where that is in a directory of one
+instance's own, beside that directory: then an ``rm -rf`` of it does not reach the link.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from bootlockd.errors import FenceError
+from lockdb.values import looks_like_uuid
+
+NAME = ".bootlock"
+
+#: The directory comes with the first link and goes with the last: not both at once.
+_one_at_a_time = threading.Lock()
+
+
+def is_own(directory: str, instance: str) -> bool:
+    """By its name it is this instance's, as Nova's ``instances/UUID``."""
+    return os.path.basename(directory) == instance
+
+
+def name_for(path: str, instance: str, inode: int) -> str:
+    """The second name for the file at ``path``, which has no links in it. Raises OSError."""
+    directory = os.path.dirname(path)
+    above = os.path.dirname(directory)
+    # Another instance's may be immutable by now; this one's will be.
+    if looks_like_uuid(os.path.basename(directory)) and _mount_of(directory) == _mount_of(above):
+        directory = above
+    return os.path.join(directory, NAME, f"{instance}.{inode}")
+
+
+def make(descriptor: int, link: str) -> None:
+    """Give an open file this further name, durably. It may have it already.
+
+    Raises OSError, or FenceError if the directory is not safe.
+    """
+    with _one_at_a_time:
+        _make(descriptor, link)
+
+
+def _make(descriptor: int, link: str) -> None:
+    parent = os.path.dirname(link)
+    Path(parent).mkdir(mode=0o700, exist_ok=True)
+    with _opened(parent) as directory:
+        _must_be_private(parent, os.fstat(directory))
+        try:
+            found = os.stat(os.path.basename(link), dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            _link(descriptor, os.path.basename(link), directory)
+        else:
+            if found.st_ino != os.fstat(descriptor).st_ino:
+                raise FenceError(f"{link!r} is another file", "move it away")
+        os.fsync(directory)
+    with _opened(os.path.dirname(parent)) as above:
+        os.fsync(above)
+
+
+def put_back(descriptor: int, path: str) -> None:
+    """Give an open file its first name again, durably. Raises OSError."""
+    with _opened(os.path.dirname(path)) as directory:
+        _link(descriptor, os.path.basename(path), directory)
+        os.fsync(directory)
+
+
+def remove(link: str) -> None:
+    """End the second name, durably; the directory too if it is empty. Raises OSError."""
+    parent = os.path.dirname(link)
+    with _one_at_a_time, suppress(FileNotFoundError):
+        with _opened(parent) as directory:
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.basename(link), dir_fd=directory)
+            os.fsync(directory)
+        # Unless there are others.
+        with suppress(OSError):
+            os.rmdir(parent)
+        with _opened(os.path.dirname(parent)) as above:
+            os.fsync(above)
+
+
+def is_file(path: str, inode: int) -> bool:
+    """This name leads to that file. Raises OSError, but not for a file that is not there."""
+    try:
+        return os.stat(path, follow_symlinks=False).st_ino == inode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+@contextmanager
+def _opened(directory: str) -> Iterator[int]:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(directory, flags)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _link(descriptor: int, name: str, directory: int) -> None:
+    # With a directory given Python calls linkat(), which follows /proc's link to the open file:
+    # whatever its name leads to by now.
+    os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def _must_be_private(path: str, status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        raise FenceError(f"{path!r} is not a directory of root's own", "move it away")
+
+
+def _mount_of(directory: str) -> str:
+    with _opened(directory) as descriptor:
+        lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+    return next(line for line in lines if line.startswith("mnt_id:"))

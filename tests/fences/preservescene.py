@@ -1,0 +1,218 @@
+"""A preserved instance, and a file system whose power can be cut between any two steps."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+import subprocess
+import time
+import uuid as uuids
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bootlockd import custodylinks, inodeflags
+from bootlockd.fences.preserve import PreserveFence
+from bootlockd.worker import Job, Worker
+from lockdb import database, enforcements, holds, preserved
+from lockdb.database import open_db
+from lockdb.enforcements import Enforcement
+from lockdb.preserved import Preserved
+from lockdb.values import Hold, NewHold
+from privatehost import PrivateHost, domain_xml
+
+#: EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH: from then on nothing reaches the disk.
+_SHUTDOWN = 0x8004587D
+_NO_LOG_FLUSH = struct.pack("I", 2)
+_SIZE = 48 << 20
+_NEW_MOUNTS = 0x20000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class PowerCut(BaseException):
+    """Nothing catches it, as nothing outlives a power cut."""
+
+
+def in_own_mounts(action: Callable[[], None]) -> None:
+    """Do it in a thread that has a mount namespace of its own.
+
+    Whoever makes one for himself meanwhile, as each private host does, would keep a copy of what is
+    mounted in ours: unmounted here, it would go on there.
+    """
+
+    def apart() -> None:
+        if _libc.unshare(_NEW_MOUNTS) != 0:
+            raise OSError(ctypes.get_errno(), "unshare")
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+        action()
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(apart).result()
+
+
+class Box:
+    """An ext4 of its own, mounted; ``cut`` loses what was not written to the disk."""
+
+    def __init__(self, directory: Path) -> None:
+        image = directory / "box.img"
+        self.root = directory / "box"
+        self.root.mkdir()
+        with image.open("wb") as file:
+            file.truncate(_SIZE)
+        subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+        # One device for all mounts: the kernel takes its time to end one, and two would not agree.
+        find: list[str | Path] = ["losetup", "--find", "--show", image]
+        self._device = subprocess.check_output(find, text=True).strip()
+
+    def mount(self) -> None:
+        subprocess.run(["mount", self._device, self.root], check=True)
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", self.root], check=True)
+
+    def detach(self) -> None:
+        subprocess.run(["losetup", "--detach", self._device], check=True)
+
+    def cut(self) -> None:
+        """The power goes. What follows fails, until ``boot``."""
+        descriptor = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.ioctl(descriptor, _SHUTDOWN, _NO_LOG_FLUSH)
+        finally:
+            os.close(descriptor)
+
+    def boot(self) -> None:
+        self.unmount()
+        self.mount()
+
+
+@contextmanager
+def mounted(directory: Path) -> Iterator[Box]:
+    box = Box(directory)
+    try:
+        box.mount()
+        try:
+            yield box
+        finally:
+            box.unmount()
+    finally:
+        box.detach()
+
+
+class Scene:
+    """One instance with a directory of its own, and its holds; ``state``: where these are kept."""
+
+    def __init__(self, host: PrivateHost, root: Path, state: Path | None = None) -> None:
+        self.host = host
+        self.uuid = str(uuids.uuid4())
+        self.directory = root / "instances" / self.uuid
+        self.directory.mkdir(parents=True)
+        self.disk = self.directory / "disk"
+        self.disk.write_bytes(b"the customer's" * 1000)
+        self.database = (state or root / "state") / "lock.db"
+        if not self.database.exists():
+            database.create(self.database, now=1, host="test")
+        os.sync()
+
+    @property
+    def links(self) -> Path:
+        return self.directory.parent / custodylinks.NAME
+
+    def define(self, *disks: str | Path) -> None:
+        with closing(self.host.connect()) as connection:
+            connection.defineXML(domain_xml(self.uuid, self.uuid, disks=disks or [self.disk]))
+
+    def undefine(self) -> None:
+        with closing(self.host.connect()) as connection:
+            connection.lookupByUUIDString(self.uuid).undefine()
+
+    def place(self) -> Hold:
+        with open_db(self.database) as lock_db:
+            new = NewHold(self.uuid, "a court order", "a test", preserve=True)
+            return holds.place(lock_db, new, now=int(time.time()))
+
+    def release(self, hold: Hold, *, discard: bool = False) -> None:
+        with open_db(self.database) as lock_db, lock_db.write() as db:
+            holds.release(lock_db, hold.id, reason="done", by="a test", now=int(time.time()))
+            if discard:
+                preserved.discard(db, self.uuid)
+
+    def treat(self) -> None:
+        """One job, as the cycle would have it run; the fence knows nothing of any before."""
+        fence = PreserveFence(self.database, [self.host.uri])
+        Worker(self.database, [self.host.uri], [fence]).run(Job(self.uuid, ()))
+
+    def outcome(self, hold: Hold) -> Enforcement:
+        with open_db(self.database, read_only=True) as lock_db:
+            (row,) = enforcements.of_hold(lock_db, hold.id)
+        return row
+
+    def rows(self) -> list[Preserved]:
+        with open_db(self.database, read_only=True) as lock_db:
+            return preserved.of_instance(lock_db, self.uuid)
+
+
+def is_immutable(path: Path) -> bool:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        return bool(inodeflags.is_immutable(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def make_immutable(path: Path, wanted: bool = True) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        inodeflags.set_immutable(descriptor, wanted)
+    finally:
+        os.close(descriptor)
+
+
+class Boundaries:
+    """Everything that changes the disk, in the order in which it is done."""
+
+    def __init__(self, box: Box, patch: pytest.MonkeyPatch) -> None:
+        self.crossed: list[str] = []
+        self._box = box
+        self._fatal = 0
+        self.was_cut = False
+        for module, name in (
+            (os, "fsync"),
+            (os, "link"),
+            (os, "unlink"),
+            (os, "mkdir"),
+            (os, "rmdir"),
+            (fcntl, "ioctl"),
+            (preserved, "intend"),
+            (preserved, "confirm"),
+            (preserved, "end"),
+            (enforcements, "record"),
+        ):
+            self._put(module, name, patch)
+
+    def arm(self, fatal: int) -> None:
+        """Cut the power before the nth change from now on; 0: never."""
+        self.crossed.clear()
+        self._fatal = fatal
+        self.was_cut = False
+
+    def _put(self, module: Any, name: str, patch: pytest.MonkeyPatch) -> None:
+        call: Callable[..., Any] = getattr(module, name)
+
+        def counted(*arguments: Any, **named: Any) -> Any:
+            if name == "ioctl" and arguments[1] != inodeflags.SET_FLAGS:
+                return call(*arguments, **named)
+            self.crossed.append(name)
+            if len(self.crossed) == self._fatal:
+                self._fatal, self.was_cut = 0, True
+                self._box.cut()
+                raise PowerCut
+            return call(*arguments, **named)
+
+        patch.setattr(module, name, counted)

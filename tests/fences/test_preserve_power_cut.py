@@ -1,0 +1,131 @@
+"""The power is cut between each two steps of preserving and of its undo: both end whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from fences.preservescene import (
+    Boundaries,
+    Box,
+    PowerCut,
+    Scene,
+    in_own_mounts,
+    is_immutable,
+    mounted,
+)
+from lockdb.enforcements import State
+from lockdb.preserved import Stage
+from lockdb.values import Hold
+from privatehost import PrivateHost
+
+pytestmark = pytest.mark.live
+
+#: More than there are steps: whoever needs so many does not come to an end.
+MANY = 60
+
+
+def cut_in(scene: Scene, box: Box, boundaries: Boundaries, at: int) -> bool:
+    """Let it act with the power cut before its nth step; whether there are so many."""
+    boundaries.arm(at)
+    # What is in its way meanwhile fails as well, and may fail in words of its own.
+    with suppress(PowerCut):
+        scene.treat()
+    was_cut = boundaries.was_cut
+    boundaries.arm(0)
+    if was_cut:
+        box.boot()
+    return was_cut
+
+
+def treated(scene: Scene, hold: Hold, state: State) -> None:
+    """What a daemon does that is started afterwards."""
+    for _ in range(3):
+        scene.treat()
+    assert scene.outcome(hold).state is state, scene.outcome(hold).detail
+
+
+def is_kept(scene: Scene) -> None:
+    (link,) = scene.links.iterdir()
+    assert link.samefile(scene.disk)
+    assert is_immutable(scene.disk)
+    assert is_immutable(scene.directory)
+    assert {row.stage for row in scene.rows()} == {Stage.KEPT}
+
+
+def is_as_before(scene: Scene) -> None:
+    assert not is_immutable(scene.disk)
+    assert not is_immutable(scene.directory)
+    assert not scene.links.exists()
+    assert scene.disk.stat().st_nlink == 1
+    assert not any(row.stands for row in scene.rows())
+
+
+def preserve(scene: Scene, box: Box, boundaries: Boundaries, at: int) -> bool:
+    hold = scene.place()
+    was_cut = cut_in(scene, box, boundaries, at)
+    treated(scene, hold, State.ENFORCED)
+    is_kept(scene)
+    scene.release(hold)
+    treated(scene, hold, State.LIFTED)
+    is_as_before(scene)
+    return was_cut
+
+
+def preserve_then_release_at_once(scene: Scene, box: Box, boundaries: Boundaries, at: int) -> bool:
+    """The hold is gone before anybody could go on with it."""
+    hold = scene.place()
+    was_cut = cut_in(scene, box, boundaries, at)
+    scene.release(hold)
+    for _ in range(2):
+        scene.treat()
+    is_as_before(scene)
+    return was_cut
+
+
+def undo(scene: Scene, box: Box, boundaries: Boundaries, at: int) -> bool:
+    hold = scene.place()
+    scene.treat()
+    is_kept(scene)
+    scene.release(hold)
+    was_cut = cut_in(scene, box, boundaries, at)
+    treated(scene, hold, State.LIFTED)
+    is_as_before(scene)
+    return was_cut
+
+
+@pytest.mark.parametrize(
+    ("story", "database_is_cut"),
+    [
+        (preserve, True),
+        (preserve_then_release_at_once, True),
+        (undo, True),
+        # What it noted, on another disk, is there: then so must be what it did.
+        (undo, False),
+    ],
+)
+def test_cut_anywhere_it_ends_whole(
+    host: PrivateHost,
+    tmp_path: Path,
+    story: Callable[[Scene, Box, Boundaries, int], bool],
+    database_is_cut: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run() -> None:
+        with mounted(tmp_path) as box:
+            scene = Scene(host, box.root, None if database_is_cut else tmp_path / "state")
+            scene.define()
+            cuts = 0
+            content = scene.disk.read_bytes()
+            boundaries = Boundaries(box, monkeypatch)
+            while cuts < MANY and story(scene, box, boundaries, cuts + 1):
+                cuts += 1
+                assert scene.disk.read_bytes() == content
+            scene.undefine()
+            print(f"{story.__name__}: cut {cuts} times")
+            assert 5 < cuts < MANY
+
+    in_own_mounts(run)
