@@ -24,6 +24,7 @@ from bootlock.commands import (
     retain,
     status,
     sync,
+    verify,
     view,
 )
 from bootlock.daemon import control_socket
@@ -38,8 +39,8 @@ _SIGPIPE = 141
 
 EXIT_CODES = """\b
 Exit codes:
-  0  done; for check: the start is allowed
-  1  refused, or not healthy
+  0  done; for check: the start is allowed; for verify: nothing has changed
+  1  refused, not healthy, or changed
   2  wrong usage
   3  no such hold, permit or instance
   4  not allowed now
@@ -128,6 +129,7 @@ for command in (
     view.list_holds,
     view.show,
     check.check,
+    verify.verify,
     journal.journal,
     export.export,
     sync.sync,

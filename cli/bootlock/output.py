@@ -19,6 +19,7 @@ from lockdb.when import iso
 
 _TIMES = {
     "at",
+    "digested_at",
     "error_since",
     "first_at",
     "granted_at",

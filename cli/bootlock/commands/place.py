@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from bootlock import daemon, fleet, output
+from bootlock import daemon, fleet, output, preservation
 from bootlock.actor import actor
 from bootlock.app import App, complete_instance, json_option, pass_app, reason_option
 from bootlock.exits import Exit
@@ -53,6 +53,7 @@ def _dashed(words: type[Kind] | type[OnRunning]) -> click.Choice[str]:
     metavar="OPS",
     help="Block these operations only, as delete,stop; see 'permit --help' for their names.",
 )
+@click.option("--preserve", is_flag=True, help="Keep its local disks as they are, once it is off.")
 @click.option("--until", metavar="WHEN", help="When the hold expires: 36h, 14d or an ISO time.")
 @click.option(
     "--retain-until",
@@ -96,12 +97,17 @@ def place(
     With a daemon on this host it returns when the instance is as ordered. Exit code 1: that could
     not be brought about yet; the hold stands, and the daemon goes on.
 
+    With --preserve, for boot locks, nobody can write to or remove its local disks while it is held
+    and off, root included; their digests are taken in the background. Exit code 1: a disk can't be
+    preserved, as on NFS or Ceph, or is not yet.
+
     With --fleet the hold is written to the registry, from where it comes to all hosts; it returns
     when all that live have it in force. Exit code 1: one of them has not.
 
     \b
     Example:
       bootlock place web-7 --reason "court order" --case AZ-17/26 --until 30d
+      bootlock place web-7 --reason "court order" --on-running shutdown --preserve
     """
     now = app.now()
     new = _new_hold(app.resolve(instance), options, now)
@@ -111,14 +117,19 @@ def place(
     if not as_json:
         _print(hold, guest)
     answer = _carried_out(app, hold, guest, no_wait)
+    is_undone = answer is None and not no_wait and bool(_orders(hold, guest))
+    if hold.preserve and not no_wait and not is_undone:
+        both = preservation.carried_out(app, hold, answer)
+        is_undone, answer = both is None, both or answer
     if as_json:
         rows = [row.as_dict() for row in answer.rows] if answer else None
         output.print_json(hold.as_dict() | {"enforcement": rows})
     elif answer:
         daemon.print_rows(answer.rows)
-    if answer:
-        return _judged(hold, answer)
-    return Exit.DONE if no_wait or not _orders(hold, guest) else Exit.UNREACHABLE
+    if is_undone:
+        # Nobody is there to do it.
+        return Exit.UNREACHABLE
+    return _judged(hold, answer) if answer else Exit.DONE
 
 
 def _new_hold(uuid: str, options: dict[str, Any], now: int) -> NewHold:
@@ -137,6 +148,7 @@ def _new_hold(uuid: str, options: dict[str, Any], now: int) -> NewHold:
         on_running=OnRunning(options["on_running"].replace("-", "_")),
         grace=options["grace"],
         isolate=options["isolate"],
+        preserve=options["preserve"],
         until=parse_until("--until", until, now) if until else None,
         blocks=options["blocks"],
         retain_until=parse_retain_until("--retain-until", retain_until, now),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from bootlock import daemon, fleet, output, starting
+from bootlock import daemon, fleet, output, preservation, starting
 from bootlock.actor import actor
 from bootlock.app import (
     App,
@@ -20,7 +20,7 @@ from bootlock.exits import Exit
 from bootlockd.errors import Unreachable
 from lockdb import holds
 from lockdb.database import LockDB
-from lockdb.enforcements import State
+from lockdb.enforcements import Enforcement, State
 from lockdb.errors import NotFound, NotNow
 from lockdb.values import Hold
 
@@ -49,6 +49,11 @@ from lockdb.values import Hold
     is_flag=True,
     help="End it before the date until which it is retained, if that is in governance mode.",
 )
+@click.option(
+    "--discard",
+    is_flag=True,
+    help="Leave no link to preserved disks, though the instance was deleted meanwhile.",
+)
 @click.option("--fleet", "in_fleet", is_flag=True, help="A hold in the registry, on all hosts.")
 @json_option
 @pass_app
@@ -61,6 +66,7 @@ def release(
     start_it: bool,
     override: bool,
     override_retention: bool,
+    discard: bool,
     in_fleet: bool,
     as_json: bool,
 ) -> int:
@@ -68,6 +74,10 @@ def release(
 
     Releasing one hold never releases another: an instance with two holds stays held. What the
     daemon did for it is undone when this returns; what was stopped stays off unless --start is
+    given.
+
+    Preserved disks are as before afterwards. If the instance was deleted meanwhile, its data would
+    be lost with that: so the second names of its disks are left, and printed, unless --discard is
     given.
 
     A hold that a source decided (bootlock sync) is released there: exit code 4. One that is
@@ -81,8 +91,8 @@ def release(
     """
     if bool(hold) == bool(instance) or bool(instance) != release_all:
         raise click.UsageError("give a HOLD, or --instance together with --all")
-    if in_fleet and start_it:
-        raise click.UsageError("--start is for one host: release with --fleet first")
+    if in_fleet and (start_it or discard):
+        raise click.UsageError("--start and --discard are for one host: not with --fleet")
     uuid = app.resolve(instance) if instance else None
     if in_fleet:
         return fleet.release(
@@ -103,30 +113,50 @@ def release(
         ]
         remaining = holds.active(lock_db, now=now, instance=released[0].instance)
         standing = daemon.standing(lock_db, released)
+        if discard:
+            preservation.discard(lock_db, released[0].instance, remaining)
     if not as_json:
         _print(released, remaining)
-    code = Exit.DONE
-    try:
-        answer = daemon.settle(app.control, released[0].instance, [hold.id for hold in released])
-        standing = [row for row in answer.rows if row.state is not State.LIFTED]
-        standing = [row for row in standing if row.state is not State.NOT_HERE]
-        code = Exit.REFUSED if standing else Exit.DONE
-    except Unreachable:
-        code = Exit.UNREACHABLE if standing else Exit.DONE
+    standing, code = _undone(app, released, standing)
     if as_json:
         output.print_json([hold.as_dict() for hold in released])
-    for one in released:
-        if one.ref is not None:
-            output.note(
-                f"the source {one.source} was not told: as long as it has {one.ref}, the next sync "
-                "may place it again"
-            )
+    _tell_of_sources(released)
     if standing:
         left = "; ".join(daemon.described(row) for row in standing)
         output.note(f"released, but not undone by the daemon yet: {left}")
     if guest:
         return starting.start(guest, remaining, standing) or code
     return code
+
+
+def _undone(
+    app: App, released: Sequence[Hold], standing: list[Enforcement]
+) -> tuple[list[Enforcement], Exit]:
+    """Wait until both processes undid what they did; what is not undone."""
+    kept = [row for row in standing if row.fence == preservation.FENCE]
+    try:
+        answer = daemon.settle(app.control, released[0].instance, [hold.id for hold in released])
+        found = [row for row in answer.rows if row.state not in {State.LIFTED, State.NOT_HERE}]
+        code = Exit.REFUSED
+    except Unreachable:
+        found = standing
+        code = Exit.UNREACHABLE
+    left = [row for row in found if row.fence != preservation.FENCE]
+    if kept:
+        unlifted = preservation.undone(app, released)
+        if unlifted and not left:
+            code = Exit.REFUSED if preservation.runs(app) else Exit.UNREACHABLE
+        left += unlifted
+    return left, code if left else Exit.DONE
+
+
+def _tell_of_sources(released: Sequence[Hold]) -> None:
+    for one in released:
+        if one.ref is not None:
+            output.note(
+                f"the source {one.source} was not told: as long as it has {one.ref}, the next sync "
+                "may place it again"
+            )
 
 
 def _instance_of(app: App, hold: str | None) -> str:

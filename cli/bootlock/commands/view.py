@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from bootlock import daemon, fleet, output
+from bootlock import daemon, fleet, output, preservation
 from bootlock.app import App, complete_hold, complete_instance, json_option, pass_app
-from lockdb import disks, enforcements, holds, permits, refusals
+from lockdb import disks, enforcements, holds, permits, preserved, refusals
 from lockdb.database import LockDB
 from lockdb.errors import NotFound
 from lockdb.values import Hold, Operation, looks_like_uuid
@@ -97,6 +97,7 @@ def show(app: App, what: str, in_fleet: bool, as_json: bool) -> None:
         del known["enforcement"]
         known["permits"] = [permit.as_dict() for permit in known["permits"]]
         known["refusals"] = [asdict(refusal) for refusal in known["refusals"]]
+        known["preserved"] = [row.as_dict() for row in known["preserved"]]
         output.print_json(known)
     else:
         _print(known, now)
@@ -153,6 +154,7 @@ def _everything(lock_db: LockDB, uuid: str, now: int) -> dict[str, Any]:
         "enforcement": enforcements.of_instance(lock_db, uuid),
         "permits": permits.active(lock_db, now=now, instance=uuid),
         "disks": disks.of_instance(lock_db, uuid),
+        "preserved": preserved.of_instance(lock_db, uuid),
         "refusals": refusals.of_instance(lock_db, uuid),
     }
 
@@ -184,6 +186,8 @@ def _print(known: dict[str, Any], now: int) -> None:
         )
     for key in known["disks"]:
         click.echo(f"disk {output.printable(key)}")
+    for row in known["preserved"]:
+        click.echo(output.printable(preservation.described(row)))
     for refusal in known["refusals"]:
         click.echo(
             f"refused {refusal.count} x {refusal.operation}, last at "

@@ -6,7 +6,7 @@ findings; it never raises for what it is there to find.
 
 from __future__ import annotations
 
-from bootlock.doctor.daemon import daemon, enforced, metrics
+from bootlock.doctor.daemon import daemon, enforced, metrics, preserving
 from bootlock.doctor.finding import Finding, Level, Patient
 from bootlock.doctor.hook import decision_text, hook_files
 from bootlock.doctor.host import break_glass, confinement, sqlite3_shell
@@ -23,6 +23,7 @@ QUICK = (
     hook_files,
     break_glass,
     daemon,
+    preserving,
     enforced,
     sources,
     last_proofs,
@@ -41,6 +42,7 @@ ALL = (
     break_glass,
     daemon,
     metrics,
+    preserving,
     enforced,
     sources,
     armed,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bootlock.doctor.finding import Finding, Patient, fault, note, ok
+from bootlockd import running
 from bootlockd.config import load, parse_listen
 from bootlockd.control import ask
 from bootlockd.errors import ConfigError, Unreachable
@@ -54,6 +55,25 @@ def metrics(patient: Patient) -> Iterator[Finding]:
         yield note("metrics", str(error), error.hint or mend)
     except OSError as error:
         yield note("metrics", f"nobody serves them on {listen}: {error}", mend)
+
+
+def preserving(patient: Patient) -> Iterator[Finding]:
+    """The process that preserves runs, where a hold orders it."""
+    try:
+        with open_db(patient.database, read_only=True) as lock_db:
+            ordered = [hold for hold in holds.active(lock_db, now=patient.now) if hold.preserve]
+    except DatabaseError:
+        # Another check's finding.
+        return
+    runs = running.is_running(running.lock_of(patient.database))
+    if ordered and runs is False:
+        yield fault(
+            "preserving",
+            f"nobody keeps the disks of {len({hold.instance for hold in ordered})} instances",
+            "systemctl enable --now bootlock-preserve",
+        )
+    elif ordered and runs:
+        yield ok("preserving", f"{len(ordered)} holds order it, and its process runs")
 
 
 def enforced(patient: Patient) -> Iterator[Finding]:
