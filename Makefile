@@ -34,7 +34,7 @@ CHECK_PACKAGES := bash busybox/busybox-static dash shellcheck
 HOST_PACKAGES := hostname iproute2 libvirt-clients libvirt-daemon-driver-lxc \
   libvirt-daemon-driver-qemu libvirt-daemon-system mount procps qemu-system-x86 qemu-utils \
   nftables ipxe-qemu sqlite3 systemd util-linux
-TEST_PACKAGES := fish groff-base lintian mandoc openssl python3-apt secilc zsh
+TEST_PACKAGES := dbus-daemon fish groff-base lintian mandoc openssl polkitd python3-apt secilc zsh
 
 BIN := .venv/bin
 TAKEN := $(addprefix .venv/bin/,promtool etcd etcdctl)

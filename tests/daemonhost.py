@@ -29,6 +29,8 @@ SETTINGS = """
 uris = ["qemu:///system"]
 [metrics]
 listen = ""
+[polkit]
+enabled = false
 
 # The kernel tells of processes only outside of a private host.
 [process_watch]

@@ -96,7 +96,7 @@ def described(row: Enforcement) -> str:
         State.PENDING: row.detail or "under way",
         State.FAILED: f"FAILED: {row.detail}",
         State.LIFTED: f"lifted{', ' * bool(row.detail)}{row.detail}",
-        State.NOT_HERE: "not on this host",
+        State.NOT_HERE: row.detail or "not on this host",
     }
     return f"{row.fence}: {words[row.state]}"
 

@@ -109,6 +109,23 @@ class ProcessWatch:
 
 
 @dataclass(frozen=True)
+class Polkit:
+    """``[polkit]``"""
+
+    #: Off: no rules are written, and those that were are removed.
+    enabled: bool = True
+    #: Before all others: of what rules answer the first counts.
+    rules_file: Path = Path("/etc/polkit-1/rules.d/00-bootlock.rules")
+    #: Who may do to held instances what they may do to others, besides root.
+    privileged_users: tuple[str, ...] = ()
+    privileged_groups: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rules_file.suffix != ".rules":
+            raise ValueError("rules_file: must end in .rules, or polkit does not read it")
+
+
+@dataclass(frozen=True)
 class Network:
     """``[network]``"""
 
@@ -246,6 +263,7 @@ class Config:
     process_watch: ProcessWatch = field(default_factory=ProcessWatch)
     custody: Custody = field(default_factory=Custody)
     image_lock: ImageLock = field(default_factory=ImageLock)
+    polkit: Polkit = field(default_factory=Polkit)
     sync: Sync = field(default_factory=Sync)
     sources: Sources = field(default_factory=Sources)
     fleet: Fleet = field(default_factory=Fleet)

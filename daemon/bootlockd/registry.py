@@ -8,6 +8,7 @@ from bootlockd.fences.base import Fence
 from bootlockd.fences.custody import CustodyFence
 from bootlockd.fences.image_lock import ImageLockFence
 from bootlockd.fences.network import NetworkFence
+from bootlockd.fences.polkit import PolkitFence
 from bootlockd.fences.power import PowerFence
 from bootlockd.fences.process_watch import ProcessWatchFence
 
@@ -20,5 +21,6 @@ def fences(config: Config) -> list[Fence]:
         PowerFence(),
         CustodyFence(config.custody.directory, config.libvirt.uris),
         ProcessWatchFence(config.process_watch, config.database.path),
+        PolkitFence(config.polkit, config.database.path),
         ImageLockFence(of_this_process(), enabled=config.image_lock.enabled),
     ]

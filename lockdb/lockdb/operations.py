@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
@@ -71,9 +72,9 @@ def _rule(what: str, needed: str, *more: str, state_lock: bool = True) -> Rule:
     return Rule(what, needs, needs | {f"domain.{name}" for name in more} | {_WRITE}, state_lock)
 
 
-def _exactly(what: str, permission: str) -> Rule:
-    """One that nothing else can bring about."""
-    return Rule(what, frozenset({permission}), frozenset({permission}))
+def _exactly(what: str, permission: str, *more: str) -> Rule:
+    """One that the monitor can't bring about."""
+    return Rule(what, frozenset({permission}), frozenset({permission, *more}))
 
 
 _GUEST = (
@@ -121,9 +122,13 @@ RULES: Final[Mapping[Operation, Rule]] = MappingProxyType(
         Operation.GUEST: _rule(
             "act inside it: console, keys, signals, password, clock", _GUEST, state_lock=False
         ),
-        Operation.VOLUME_DELETE: _exactly("delete the volume of a disk", "storage-vol.delete"),
+        Operation.VOLUME_DELETE: _exactly(
+            "delete the volume of a disk", "storage-vol.delete", "storage-pool.format"
+        ),
         Operation.VOLUME_WRITE: _exactly("upload into it", "storage-vol.data-write"),
-        Operation.VOLUME_FORMAT: _exactly("wipe it", "storage-vol.format"),
+        Operation.VOLUME_FORMAT: _exactly(
+            "wipe it, or format its pool", "storage-vol.format", "storage-pool.format"
+        ),
         Operation.VOLUME_RESIZE: _exactly("resize it", "storage-vol.resize"),
     }
 )
@@ -179,6 +184,7 @@ def text_of(operations: Iterable[Operation]) -> str:
     return ",".join(operation for operation in Operation if operation in wanted)
 
 
-def refused_permissions(blocked: Iterable[Operation]) -> frozenset[str]:
+@lru_cache(maxsize=256)
+def refused_permissions(blocked: frozenset[Operation]) -> frozenset[str]:
     """Every permission that could bring one of these about."""
     return frozenset().union(*(RULES[operation].refused for operation in blocked))

@@ -76,6 +76,7 @@ def test_a_missing_and_an_empty_file_are_the_defaults(tmp_path: Path) -> None:
         ("[fleet]\nmax_release_percent = 101\n", "fleet.max_release_percent: must be at most 100"),
         ("[sources.flie]\n", "sources.flie: no such setting"),
         ("[sources.file]\ndirectory = 3\n", "sources.file.directory: must be an absolute path"),
+        ("[polkit]\nrules_file = '/x.conf'\n", "polkit.rules_file: must end in .rules"),
         ("[daemon\n", "Expected ']'"),
         ('"a\\nb" = 1\n', r"'a\nb': no such setting"),
         ("x = " + "[" * 5000, ""),

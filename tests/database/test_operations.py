@@ -74,7 +74,7 @@ def test_a_permit_for_an_operation_opens_nothing_that_another_alone_is_about() -
 def test_the_ways_around_an_operation_are_refused_with_it(
     escape: str, operation: Operation
 ) -> None:
-    assert escape in refused_permissions([operation])
+    assert escape in refused_permissions(frozenset({operation}))
 
 
 def test_a_boot_lock_blocks_everything_and_a_state_lock_what_changes_the_state(
