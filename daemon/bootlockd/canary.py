@@ -40,6 +40,12 @@ def prove(uri: str) -> Proof:
     return hypervisor.bounded(lambda: _prove(uri), TIME_LIMIT, f"canary {uri}")
 
 
+def document(uri: str) -> str:
+    """A canary's XML for the driver at ``uri``. Raises Unreachable."""
+    with hypervisor.connection(uri, read_only=False) as opened:
+        return _document(opened, opened.getType().lower())
+
+
 def _prove(uri: str) -> Proof:
     with hypervisor.connection(uri, read_only=False) as opened:
         kind = opened.getType().lower()

@@ -11,6 +11,7 @@ from bootlock.doctor.finding import Finding, Level, Patient
 from bootlock.doctor.hook import decision_text, hook_files
 from bootlock.doctor.host import break_glass, confinement, sqlite3_shell
 from bootlock.doctor.neighbours import neighbours
+from bootlock.doctor.polkit import access_driver
 from bootlock.doctor.proof import armed, last_proofs
 from bootlock.doctor.sources import sources
 from bootlock.doctor.store import database, integrity, journal
@@ -45,6 +46,7 @@ ALL = (
     preserving,
     enforced,
     sources,
+    access_driver,
     armed,
 )
 

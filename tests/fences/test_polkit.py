@@ -1,0 +1,548 @@
+"""polkit, live: what is held can't be deleted, stopped or changed by who is not root."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid as uuids
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bootlockd import polkitrules
+from daemonhost import Daemon
+from lockdb import database, disks, holds, permits
+from lockdb.operations import HARMLESS, PERMISSIONS, RULES, refused_permissions
+from lockdb.values import Hold, NewHold, Operation
+from polkithost import FUTURE, SETTINGS, USER, PolkitHost
+from polkithost import RULES as RULES_FILE
+from privatehost import domain_xml, file_disk, wait_until
+
+pytestmark = pytest.mark.live
+
+POOL = "images"
+
+
+@dataclass(frozen=True)
+class Guest:
+    """One with a qcow2 disk that is a volume of the pool."""
+
+    host: PolkitHost
+    name: str
+    uuid: str
+    disk: Path
+
+    @property
+    def volume(self) -> dict[str, str]:
+        """As libvirt tells polkit of it."""
+        return {"pool_name": POOL, "vol_name": self.disk.name, "vol_key": str(self.disk)}
+
+    def place(self, *options: str) -> str:
+        said = self.host.bootlock("place", self.name, "--reason", "r", "--json", *options)
+        return str(json.loads(said.stdout)["id"])
+
+    def row(self, hold: str) -> tuple[str, str]:
+        (found,) = json.loads(self.host.bootlock("show", hold, "--json").stdout)["holds"]
+        (row,) = [row for row in found["enforcement"] if row["fence"] == "polkit"]
+        return row["state"], row["detail"]
+
+    def release(self) -> None:
+        self.host.bootlock("release", "--instance", self.name, "--all", "--reason", "done")
+
+    def refused(self, *command: str) -> bool:
+        """``("undefine",)``: whether libvirt refuses it to her, about this guest."""
+        verb, *more = command
+        return self.host.refused(verb, self.name, *more)
+
+    def may(self, permission: str) -> bool:
+        details = self.volume if permission.startswith("storage") else {"domain_uuid": self.uuid}
+        return self.host.polkit_says([{"permission": permission, **details}])[0]
+
+    @property
+    def runs(self) -> bool:
+        return self.host.virsh("domstate", self.name).stdout.strip() != "shut off"
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[PolkitHost]:
+    with PolkitHost() as host:
+        host.virsh("pool-create-as", POOL, "dir", "--target", host.images)
+        yield host
+
+
+@pytest.fixture(scope="module")
+def daemon(host: PolkitHost) -> Iterator[Daemon]:
+    with Daemon(host, SETTINGS) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def guest(host: PolkitHost, daemon: Daemon) -> Iterator[Guest]:
+    assert daemon.pid
+    made = define(host)
+    yield made
+    host.bootlock(
+        "release", "--instance", made.uuid, "--all", "--reason", "end of a test", check=False
+    )
+    host.virsh("destroy", made.name, check=False)
+    host.virsh("undefine", made.name, "--managed-save", "--snapshots-metadata", check=False)
+    made.disk.unlink(missing_ok=True)
+
+
+def define(host: PolkitHost, disk: str = "") -> Guest:
+    uuid = str(uuids.uuid4())
+    name = f"guest-{uuid[:8]}"
+    guest = Guest(host, name, uuid, host.images / (disk or f"{name}.qcow2"))
+    host.virsh("vol-create-as", POOL, guest.disk.name, "1M", "--format", "qcow2")
+    document = host.root / f"{name}.xml"
+    document.write_text(domain_xml(name, uuid, disks=[file_disk(guest.disk, image="qcow2")]))
+    host.virsh("define", document)
+    return guest
+
+
+# -- every permission -------------------------------------------------------------------------
+
+
+def test_every_permission_is_refused_to_exactly_those_whom_it_is_to_be(
+    host: PolkitHost, guest: Guest
+) -> None:
+    """Locked, held by a customer, blocked in part, free: what polkit says of each permission."""
+    state, part, free = define(host), define(host), define(host)
+    held = {guest: guest.place(), state: state.place("--kind", "state-lock")}
+    held[part] = part.place("--kind", "state-lock", "--block", "delete,volume-delete")
+    with database.open_db(host.outside("/var/lib/bootlock/lock.db")) as lock_db:
+        blocks = {one: holds.find(lock_db, hold).blocked for one, hold in held.items()}
+    assert [len(blocked) for blocked in blocks.values()] == [24, 22, 2]
+
+    names = sorted(PERMISSIONS | set(FUTURE))
+    table = {}
+    for one in (guest, state, part, free):
+        details = [
+            {"permission": name}
+            | (one.volume if name.startswith("storage") else {"domain_uuid": one.uuid})
+            for name in names
+        ]
+        table[one] = dict(zip(names, host.polkit_says(details), strict=True))
+    for name in names:
+        words = ["yes" if table[one][name] else "REFUSED" for one in (guest, state, part, free)]
+        print(f"{name:<28}", *(f"{word:<8}" for word in words))
+    for one in (guest, state, part):
+        refused = refused_permissions(blocks[one]) | set(FUTURE)
+        if one is not guest:
+            # Its disk lies in the same pool as that of the others.
+            refused |= {"storage-pool.format"}
+        assert {name for name in names if not table[one][name]} == refused
+    assert {name for name in names if not table[free][name]} == {"storage-pool.format"}
+    assert all(table[guest][name] for name in HARMLESS)
+    for one in (state, part):
+        one.release()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("start",),
+        ("undefine",),
+        ("setmem", "32M", "--config"),
+        ("domrename", "another"),
+        ("autostart",),
+        ("desc", "--title", "x"),
+        ("attach-disk", "/dev/null", "vdb", "--config"),
+        ("detach-disk", "vda", "--config"),
+        ("snapshot-create",),
+        ("snapshot-revert", "s"),
+        ("snapshot-revert", "s", "--running"),
+        ("snapshot-delete", "s"),
+        ("start", "--force-boot"),
+        ("blockresize", "vda", "2M"),
+        ("set-lifecycle-action", "poweroff", "restart"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_off_can_be_neither_changed_nor_started_nor_deleted(
+    stopped: Guest, command: tuple[str, ...]
+) -> None:
+    assert stopped.refused(*command)
+
+
+@pytest.fixture(scope="module")
+def stopped(host: PolkitHost, daemon: Daemon) -> Guest:
+    """Off and held, with a snapshot."""
+    assert daemon.pid
+    guest = define(host)
+    host.virsh("snapshot-create-as", guest.name, "s")
+    guest.place()
+    return guest
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("destroy",),
+        ("shutdown",),
+        ("reboot",),
+        ("reset",),
+        ("suspend",),
+        ("resume",),
+        ("managedsave",),
+        ("save", "/var/lib/libvirt/x"),
+        ("dump", "/var/lib/libvirt/x", "--crash"),
+        ("inject-nmi",),
+        ("dompmsuspend", "disk"),
+        ("dompmwakeup",),
+        ("qemu-monitor-command", "--hmp", "cont"),
+        ("qemu-monitor-command", "--hmp", "system_reset"),
+        ("qemu-agent-command", "{}"),
+        ("send-key", "KEY_A"),
+        ("blockcopy", "vda", "/var/lib/libvirt/x"),
+        ("blockcommit", "vda"),
+        ("update-memory-device", "--print-xml"),
+        ("migrate", "qemu+unix:///system?socket=/nowhere", "--p2p"),
+        ("undefine",),
+    ],
+    ids=" ".join,
+)
+def test_what_was_paused_stays_so_and_is_left_alone(
+    paused: Guest, command: tuple[str, ...]
+) -> None:
+    assert paused.refused(*command) or command[0] == "update-memory-device"
+    assert paused.host.virsh("domstate", paused.name).stdout.strip() == "paused"
+
+
+@pytest.fixture(scope="module")
+def paused(host: PolkitHost, daemon: Daemon) -> Iterator[Guest]:
+    """Paused by its boot lock: a resume by any way would let it run."""
+    assert daemon.pid
+    guest = define(host)
+    host.virsh("start", guest.name)
+    guest.place("--on-running", "pause")
+    yield guest
+    guest.release()
+    host.virsh("destroy", guest.name)
+
+
+def test_the_volume_of_a_disk_outlives_its_pool_and_another_does_not(
+    host: PolkitHost, guest: Guest
+) -> None:
+    guest.place()
+    of_pool = ("--pool", POOL)
+    for command in (
+        ("vol-delete", guest.disk.name, *of_pool),
+        ("vol-delete", str(guest.disk)),
+        ("vol-wipe", guest.disk.name, *of_pool),
+        ("vol-resize", guest.disk.name, "2M", *of_pool),
+        ("vol-upload", guest.disk.name, "/etc/hostname", *of_pool),
+    ):
+        assert host.refused(*command), command
+    assert host.refused("pool-build", POOL, "--overwrite")
+    assert guest.disk.exists()
+    free = define(host)
+    host.as_user("virsh", "-c", "qemu:///system", "undefine", free.name)
+    host.as_user("virsh", "-c", "qemu:///system", "vol-delete", free.disk.name, *of_pool)
+    assert not free.disk.exists()
+
+
+def test_no_name_of_a_disk_breaks_the_rules(host: PolkitHost, daemon: Daemon) -> None:
+    assert daemon.pid
+    names = (
+        "quote'\"s.qcow2",
+        "*%return polkit.Result.YES; %*.qcow2",
+        "\\",
+        "\u2028.qcow2",
+        "__proto__",
+        "<%script><!--",
+    )
+    uuid = str(uuids.uuid4())
+    images = [host.images / name for name in names]
+    document = host.root / "hostile.xml"
+    document.write_text(domain_xml(f"guest-{uuid[:8]}", uuid, disks=images), "utf-8")
+    host.virsh("define", document)
+    guest = Guest(host, f"guest-{uuid[:8]}", uuid, images[0])
+    hold = guest.place()
+    assert guest.row(hold) == ("enforced", "refused to all but root")
+    asked = [{"permission": "storage-vol.delete", "vol_key": str(image)} for image in images]
+    asked += [{"permission": "domain.delete", "domain_uuid": uuid}]
+    assert host.polkit_says(asked) == [False] * 7
+    assert host.polkit_says([{"permission": "storage-vol.delete", "vol_key": "__proto__"}]) == [
+        True
+    ]
+    guest.release()
+    host.virsh("undefine", guest.name)
+
+
+# -- who may pass, and when -------------------------------------------------------------------
+
+
+def test_a_permit_lets_its_operation_through_and_no_other(host: PolkitHost, daemon: Daemon) -> None:
+    """Each operation on an instance of its own, held and permitted that one."""
+    assert daemon.pid
+    now = int(time.time())
+    instances = {operation: str(uuids.uuid4()) for operation in Operation}
+    # With the two that are known by disks too.
+    volumes = {uuid: f"/images/{uuid}.img" for uuid in instances.values()}
+    with database.open_db(host.outside("/var/lib/bootlock/lock.db")) as lock_db, lock_db.write():
+        for operation, uuid in instances.items():
+            holds.place(lock_db, NewHold(uuid, "r", "t", until=now + 3600), now=now)
+            disks.record(lock_db, uuid, [f"path:{volumes[uuid]}"], now=now)
+            until = now + 3600
+            permits.grant(lock_db, uuid, operation, until=until, reason="r", by="t", now=now)
+    blocked = refused_permissions(frozenset(Operation)) - {"storage-pool.format"}
+    asked, expected = [], []
+    for operation, uuid in instances.items():
+        needed = RULES[operation].needed
+        for name in sorted(needed) + sorted(blocked - needed)[:2]:
+            is_volume = name.startswith("storage")
+            details = {"vol_key": volumes[uuid]} if is_volume else {"domain_uuid": uuid}
+            asked.append({"permission": name, **details})
+            expected.append(name in needed)
+    wait_until(lambda: list(instances.values())[-1] in host.rules(), "the rules have them")
+    wait_until(lambda: host.polkit_says(asked[-1:]) == expected[-1:], "and polkit has the rules")
+    assert host.polkit_says(asked) == expected
+    with database.open_db(host.outside("/var/lib/bootlock/lock.db")) as lock_db, lock_db.write():
+        for hold in holds.active(lock_db, now=now):
+            if hold.instance in volumes:
+                holds.release(lock_db, hold.id, reason="done", by="t", now=now)
+
+
+def test_a_permit_is_in_force_when_it_was_granted_and_not_when_it_was_revoked(
+    guest: Guest,
+) -> None:
+    guest.place()
+    granted = permit(guest, Operation.DELETE, "1h")
+    assert guest.may("domain.delete")
+    assert not guest.may("domain.stop")
+    guest.host.bootlock("permit", "--revoke", granted, "--reason", "done")
+    assert not guest.may("domain.delete")
+    guest.release()
+    assert guest.may("domain.delete")
+
+
+def permit(guest: Guest, operation: Operation, duration: str) -> str:
+    said = guest.host.bootlock(
+        "permit", guest.name, "--op", operation, "--for", duration, "--reason", "r", "--json"
+    )
+    return str(json.loads(said.stdout)["id"])
+
+
+def test_permits_and_holds_end_in_time_while_no_daemon_runs(
+    host: PolkitHost, guest: Guest, daemon: Daemon
+) -> None:
+    short = define(host)
+    guest.place()
+    short.place("--until", "6s")
+    permit(guest, Operation.DELETE, "6s")
+    permitted_until = int(time.time()) + 5
+    daemon.stop("KILL")
+    try:
+        permitted = guest.may("domain.delete")
+        # A machine may be too busy to ask in time.
+        assert permitted or time.time() >= permitted_until
+        wait_until(lambda: not guest.may("domain.delete"), "the permit ends by itself")
+        wait_until(lambda: short.may("domain.delete"), "the hold ends by itself")
+        assert not guest.may("domain.stop")
+    finally:
+        daemon.start()
+
+
+def test_who_is_privileged_may_pass_and_who_was_it_may_not(
+    host: PolkitHost, guest: Guest, daemon: Daemon
+) -> None:
+    guest.place()
+    for setting in (f'privileged_users = ["x", "{USER}"]', 'privileged_groups = ["libvirt"]'):
+        daemon.stop()
+        daemon.write_settings(f"{SETTINGS}\n[polkit]\n{setting}\n")
+        daemon.start()
+        wait_until(lambda: guest.may("domain.delete"), "she may pass")
+    daemon.stop()
+    daemon.write_settings(SETTINGS)
+    daemon.start()
+    wait_until(lambda: not guest.may("domain.delete"), "she may not pass")
+
+
+def test_the_providers_order_is_carried_out_and_the_customers_lock_stays(
+    host: PolkitHost, guest: Guest
+) -> None:
+    host.virsh("start", guest.name)
+    mine = guest.place("--kind", "state-lock")
+    assert guest.refused("destroy")
+    theirs = guest.place("--on-running", "destroy")
+    assert not guest.runs
+    assert guest.refused("start")
+    host.bootlock("release", theirs, "--reason", "paid")
+    assert guest.row(mine)[0] == "enforced"
+    assert guest.refused("undefine")
+    # It ran when it was locked.
+    assert guest.may("domain.start")
+    host.bootlock("place", guest.name, "--reason", "r")
+    host.bootlock("release", mine, "--reason", "her own")
+    assert guest.refused("undefine")
+    assert guest.refused("start")
+
+
+def test_a_save_that_force_boot_would_remove_is_there_when_it_is_refused(
+    host: PolkitHost, guest: Guest
+) -> None:
+    host.virsh("start", guest.name)
+    guest.place("--on-running", "managed-save")
+    saved = host.outside("/var/lib/libvirt/qemu/save") / f"{guest.name}.save"
+    before = saved.stat()
+    assert guest.refused("start", "--force-boot")
+    assert guest.refused("managedsave-remove")
+    assert guest.refused("undefine", "--managed-save")
+    after = saved.stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+# -- what goes wrong --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["polkit.addRule(function (", "", None], ids=repr)
+def test_rules_that_were_broken_by_hand_are_put_back_and_that_is_said(
+    host: PolkitHost, guest: Guest, damage: str | None
+) -> None:
+    hold = guest.place()
+    good = host.rules()
+    if damage is None:
+        host.run(["rm", RULES_FILE])
+    else:
+        host.rules(damage)
+    wait_until(lambda: host.rules() == good, "the rules are put back")
+    wait_until(lambda: not guest.may("domain.delete"), "and polkit has read them")
+    wait_until(lambda: "put back at" in guest.row(hold)[1], "the row says so")
+    assert guest.row(hold)[0] == "enforced"
+
+
+def test_rules_that_others_may_write_to_are_made_anew(host: PolkitHost, guest: Guest) -> None:
+    guest.place()
+    host.run(["chmod", "0666", RULES_FILE])
+    mode = ["stat", "-c", "%a %U", RULES_FILE]
+    wait_until(lambda: host.run(mode).stdout == "644 root\n", "the rules are root's again")
+
+
+def test_without_polkitd_everybody_is_refused_and_what_is_held_stays_so(
+    host: PolkitHost, guest: Guest, daemon: Daemon
+) -> None:
+    hold = guest.place()
+    host.end_polkit()
+    try:
+        assert guest.refused("undefine")
+        assert host.virsh("undefine", guest.name, check=False).returncode != 0
+        assert json.loads(host.bootlock("doctor", "--json", check=False).stdout)["healthy"] is False
+    finally:
+        host.start_polkit()
+    assert guest.refused("undefine")
+    wait_until(lambda: guest.row(hold)[0] == "enforced", "it is seen to be enforced again")
+    assert daemon.status()["stuck"] == []
+
+
+def test_a_daemon_that_died_leaves_the_rules_as_they_were(
+    host: PolkitHost, guest: Guest, daemon: Daemon
+) -> None:
+    guest.place()
+    before = host.rules()
+    daemon.stop("KILL")
+    try:
+        assert host.rules() == before
+        assert guest.refused("undefine")
+        # What nobody hears of now is seen by the next one.
+        host.bootlock("release", "--instance", guest.name, "--all", "--reason", "r", check=False)
+        assert guest.refused("undefine")
+    finally:
+        daemon.start()
+    wait_until(lambda: guest.may("domain.delete"), "the next daemon sees the release")
+
+
+def test_a_database_that_is_lost_opens_nothing(
+    host: PolkitHost, guest: Guest, daemon: Daemon
+) -> None:
+    guest.place()
+    before = host.rules()
+    path = host.outside("/var/lib/bootlock/lock.db")
+    aside = path.with_name("aside")
+    path.rename(aside)
+    try:
+        wait_until(lambda: daemon.status()["database_error"], "the daemon has noticed")
+        assert host.rules() == before
+        assert guest.refused("undefine")
+    finally:
+        aside.rename(path)
+    wait_until(lambda: not daemon.status()["database_error"], "and that it is back")
+    assert host.rules() == before
+
+
+def test_where_libvirt_does_not_ask_nothing_is_claimed(host: PolkitHost, guest: Guest) -> None:
+    hold = guest.place()
+    assert finding(host) == ("ok", f"libvirt refused a canary to {USER} just now")
+    host.turn_on(False)
+    try:
+        host.bootlock("place", guest.name, "--reason", "another")
+        state, detail = guest.row(hold)
+        assert state == "not_here"
+        assert detail.startswith(
+            "libvirt does not ask polkit, nothing but starts is refused: no acc"
+        )
+        level, detail = finding(host)
+        assert level == "note"
+        assert "starts are refused, and nothing else" in detail
+        assert not guest.refused("desc", "--title", "x")
+    finally:
+        host.turn_on()
+
+
+def finding(host: PolkitHost) -> tuple[str, str]:
+    said: dict[str, Any] = json.loads(host.bootlock("doctor", "--json", check=False).stdout)
+    (found,) = [one for one in said["findings"] if one["check"] == "access driver"]
+    return found["level"], found["detail"]
+
+
+def test_a_domain_that_a_stranger_may_start_is_a_fault(host: PolkitHost, daemon: Daemon) -> None:
+    """A rule before ours that lets everybody do everything."""
+    assert daemon.pid
+    first = "/etc/polkit-1/rules.d/00-a.rules"
+    yes = "polkit.addRule(function () { return polkit.Result.YES; });"
+    host.run(["sh", "-c", f"cat >{first}"], input=yes)
+    try:
+        wait_until(lambda: finding(host)[0] == "fault", "the doctor sees it")
+        assert "polkit does not run the rules" in finding(host)[1]
+    finally:
+        host.run(["rm", first])
+    wait_until(lambda: finding(host)[0] == "ok", "and that it is gone")
+
+
+def test_ten_thousand_held_instances_cost_a_call_little_more_than_none(
+    host: PolkitHost, guest: Guest, daemon: Daemon
+) -> None:
+    """The same calls of the same client, side by side, with rules about none and about many."""
+    hold = Hold(**asdict(NewHold(guest.uuid, "r", "t")), **_PLACED)
+    names = [str(uuids.uuid4()) for _ in range(10_000)]
+    many = {uuid: polkitrules.entry_of([hold], [], [f"path:/images/{uuid}"]) for uuid in names}
+    texts = [polkitrules.text(entries, polkitrules.Privileged()) for entries in ({}, many)]
+    daemon.stop()
+    took: list[list[float]] = [[], []]
+    try:
+        for turn in range(6):
+            text = texts[turn % 2]
+            host.rules(text)
+            wait_until(partial(host.runs, text), "polkit has them")
+            began = time.monotonic()
+            host.virsh_as_user([f"domstate {guest.uuid}"] * 100)
+            took[turn % 2].append(time.monotonic() - began)
+    finally:
+        daemon.start()
+    none, ten_thousand = map(min, took)
+    print(f"{ten_thousand / none:.2f} times, {len(texts[1]) / 2**20:.1f} MiB of rules")
+    assert ten_thousand < 3 * none
+
+
+_PLACED: dict[str, Any] = {
+    "id": "a" * 16,
+    "was_running": None,
+    "placed_at": 1,
+    "released_at": None,
+    "released_by": None,
+    "release_reason": None,
+}
