@@ -67,6 +67,8 @@ def test_a_hold_that_blocks_fewer_operations_lets_the_others_through(cli: Cli) -
     refused = cli("check", "web", "--op", "delete", "--json")
     assert refused.exit == 1
     assert (refused.json["by"], refused.json["hold"]) == ("polkit", hold)
+    assert refused.json["enforced"] is False
+    assert "not known that anything refuses it" in cli("check", "web", "--op", "delete").err
     assert re.search("^blocks: +stop, delete$", cli.ok("show", "web").out, re.MULTILINE)
     (shown,) = cli.ok("show", "web", "--json").json["holds"]
     assert (shown["blocks"], shown["blocked"]) == ("stop,delete", ["stop", "delete"])

@@ -488,6 +488,8 @@ def test_where_libvirt_does_not_ask_nothing_is_claimed(host: PolkitHost, guest: 
         level, detail = finding(host)
         assert level == "note"
         assert "starts are refused, and nothing else" in detail
+        said = host.bootlock("check", guest.name, "--op", "delete", check=False).stderr
+        assert "libvirt does not ask polkit" in said
         assert not guest.refused("desc", "--title", "x")
     finally:
         host.turn_on()

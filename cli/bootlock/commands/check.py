@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from bootlock import output
@@ -9,13 +11,16 @@ from bootlock.app import App, complete_instance, json_option, pass_app
 from bootlock.exits import Exit
 from bootlockd import hypervisor
 from bootlockd.errors import Unreachable
-from lockdb import holds
+from lockdb import enforcements, holds
 from lockdb.database import LockDB
 from lockdb.decision import Verdict, blocking, decide, minimal_document
+from lockdb.enforcements import Enforcement, State
 from lockdb.errors import InvalidValue
 from lockdb.values import Operation
 
 _OF_THE_HOOK = (Operation.START, Operation.MIGRATE)
+#: The fence that refuses the others.
+_FENCE = "polkit"
 
 
 @click.command()
@@ -53,6 +58,9 @@ def check(app: App, instance: str, operation: str, as_json: bool) -> int:
         else:
             decision = blocking(lock_db, uuid, Operation(operation), now=now)
         reason = _reason(lock_db, decision.hold)
+        polkits = [
+            row for row in enforcements.of_hold(lock_db, decision.hold) if row.fence == _FENCE
+        ]
     if decision.verdict is Verdict.UNDECIDED:
         raise InvalidValue("instance", f"the hook could not decide: {decision.text}")
     refused = decision.verdict is Verdict.REFUSE
@@ -66,11 +74,15 @@ def check(app: App, instance: str, operation: str, as_json: bool) -> int:
                 "notice": decision.text or None,
                 "reason": reason or None,
                 "by": "hook" if by_hook else "polkit",
+                "enforced": None if by_hook or not refused else _is_enforced(polkits),
             }
         )
     elif refused:
         click.echo(f"refused: {decision.text} [hold {decision.hold}]")
         click.echo(f"reason: {reason}")
+        if not by_hook and not _is_enforced(polkits):
+            why = "".join(f": {row.detail}" for row in polkits if row.detail)
+            output.note(f"it is not known that anything refuses it on this host{why}")
     else:
         click.echo("allowed")
     return Exit.REFUSED if refused else Exit.DONE
@@ -84,6 +96,10 @@ def _document(app: App, uuid: str) -> str:
         output.note(f"the disks of {uuid} were not compared: {error}")
         known = None
     return known.document if known else minimal_document(uuid)
+
+
+def _is_enforced(rows: Sequence[Enforcement]) -> bool:
+    return any(row.state is State.ENFORCED for row in rows)
 
 
 def _reason(lock_db: LockDB, hold_id: str) -> str:
