@@ -120,6 +120,7 @@ def test_nothing_is_claimed_where_it_is_not_so(
     rules.unlink()
     rules.parent.rmdir()
     assert fence.apply(case(lock_db)).state is State.NOT_HERE
+    assert fence.lift(Case(HELD, NOW, guest=GUEST)).state is State.LIFTED
 
 
 def test_what_polkit_does_not_run_has_failed(

@@ -145,15 +145,17 @@ class PolkitFence:
     def lift(self, case: Case) -> Outcome:
         """Make the rules anew, without it."""
         with self._lock:
-            if self._enabled and self._is_here():
+            if not self._enabled:
+                self._remove()
+            elif self._is_here():
                 self._read(case.now)
                 self._write()
-            elif not self._enabled:
-                self._remove()
+            else:
+                self._entries = {}
             if case.instance in self._entries:
                 raise FenceError(f"the rules name {case.instance} still: its holds did not end")
             text = self._text
-        if text and not self._why_off():
+        if text and self._is_here() and not self._why_off():
             # Who released it may start it at once. If polkit does not answer, nobody may anything.
             self._unproven(text)
         return Outcome(State.LIFTED)
@@ -165,7 +167,10 @@ class PolkitFence:
         """Watch the database and the file; each is looked at once to begin with."""
         self._wake = wake
         if not self._enabled:
-            self._remove()
+            try:
+                self._remove()
+            except FenceError as error:
+                log.error("polkit's rules are still there: %s", error)
             return
         self._changes = Inotify()
         threading.Thread(target=self._guard, name="polkit-rules", daemon=True).start()
@@ -339,11 +344,12 @@ class PolkitFence:
         return ""
 
     def _remove(self) -> None:
-        self._entries = {}
+        """Leave nothing. Raises FenceError."""
+        self._entries, self._text = {}, ""
         try:
             self._file.unlink(missing_ok=True)
         except OSError as error:
-            log.error("polkit's rules are not removed: %s", error)
+            raise FenceError(f"{self._file}: {error.strerror}", "remove it by hand") from error
 
 
 def _by_instance(found: Iterable[T]) -> dict[str, list[T]]:
