@@ -34,7 +34,7 @@ def next_package(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     _edit(unpacked / "DEBIAN/control", "\nVersion: ", "\nVersion: 9.")
     _edit(unpacked / "DEBIAN/preinst", "name NOT IN (", "name NOT IN ('m9999_next', ")
     for decide in (lockdb / "decide.sql", unpacked / "usr/lib/bootlock/host/decide.sql"):
-        _edit(decide, "= 'decision') IS NOT '1'", "= 'decision') IS NOT '2'")
+        _edit(decide, "= 'decision') IS NOT '2'", "= 'decision') IS NOT '3'")
     with (lockdb / "migrations.py").open("a") as file:
         file.write(_NEXT_STEP)
     package = unpacked.with_suffix(".deb")
@@ -47,7 +47,7 @@ _NEXT_STEP = """
 
 @migrations()
 def m9999_next(db: Database) -> None:
-    db.execute("UPDATE meta SET value = '2' WHERE key = 'decision'")
+    db.execute("UPDATE meta SET value = '3' WHERE key = 'decision'")
 """
 
 
