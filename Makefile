@@ -34,6 +34,7 @@ CHECK_PACKAGES := bash busybox/busybox-static dash shellcheck
 HOST_PACKAGES := hostname iproute2 libvirt-clients libvirt-daemon-driver-lxc \
   libvirt-daemon-driver-qemu libvirt-daemon-system mount procps qemu-system-x86 qemu-utils \
   nftables ipxe-qemu sqlite3 systemd util-linux
+E2E_PACKAGES := e2fsprogs mmdebstrap openssh-client
 TEST_PACKAGES := dbus-daemon fish groff-base lintian mandoc openssl polkitd python3-apt secilc zsh
 
 BIN := .venv/bin
@@ -48,7 +49,7 @@ BASH_SCRIPTS := .ci/run $(shell grep -rIlE -m1 '^\#! ?(/usr)?/bin/(env )?bash' \
 
 .PHONY: help
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: host-packages .venv/.done ## Watch real libvirt refuse a held guest by every route (root; under two minutes)
@@ -61,6 +62,19 @@ test: deps ## Run all tests, those on real libvirt included (root)
 .PHONY: test-nova
 test-nova: deps .venv/.nova ## Run the tests with a real nova-api and keystone (root; package index; minutes)
 	@$(BIN)/pytest -m nova $(PYTEST_ARGS) tests/nova
+
+.PHONY: e2e
+e2e: host-packages e2e-packages .venv/.done deb ## Prove the package on a Debian machine in QEMU (root; minutes)
+	@$(BIN)/pytest -m e2e -v --log-cli-level=INFO \
+	  --log-cli-format='%(asctime)s %(message)s' --durations=0 --durations-min=1 $(PYTEST_ARGS) tests/e2e
+
+.PHONY: e2e-shell
+e2e-shell: host-packages e2e-packages .venv/.done deb ## Boot that machine and open a shell on it; afterwards it is gone (root)
+	@PYTHONPATH=tests $(BIN)/python -B -m e2e
+
+.PHONY: e2e-packages
+e2e-packages:
+	@packaging/packages install $(DEB_PACKAGES) $(E2E_PACKAGES)
 
 .venv/.nova: .venv/.done
 	@$(BIN)/pip install --quiet --editable '.[dev,nova]'

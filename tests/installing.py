@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import uuid as uuids
@@ -49,6 +50,38 @@ def built_once(run: Path, tree: Path) -> Path:
         if not original.exists():
             built(run / "built-once.new", "deb").rename(original)
     return shutil.copytree(original, tree, symlinks=True)
+
+
+def following(package: Path, directory: Path) -> Path:
+    """A package of a later version, whose hook decides from a database of another format."""
+    unpacked = directory / "bootlock"
+    subprocess.run(["dpkg-deb", "-R", package, unpacked], check=True)
+    (lockdb,) = unpacked.glob("usr/lib/bootlock/lib/python3*/site-packages/lockdb")
+    _edit(unpacked / "DEBIAN/control", "\nVersion: ", "\nVersion: 9.")
+    _edit(unpacked / "DEBIAN/preinst", "name NOT IN (", "name NOT IN ('m9999_next', ")
+    for decide in (lockdb / "decide.sql", unpacked / "usr/lib/bootlock/host/decide.sql"):
+        (reads,) = re.findall(r"IS NOT '\d+'", decide.read_text("utf-8"))
+        _edit(decide, reads, "IS NOT 'next'")
+    with (lockdb / "migrations.py").open("a") as file:
+        file.write(_NEXT_STEP)
+    package = unpacked.with_suffix(".deb")
+    build = ["dpkg-deb", "--root-owner-group", "-Znone", "-b", str(unpacked), str(package)]
+    subprocess.run(build, check=True, capture_output=True)
+    return package
+
+
+_NEXT_STEP = """
+
+@migrations()
+def m9999_next(db: Database) -> None:
+    db.execute("UPDATE meta SET value = 'next' WHERE key = 'decision'")
+"""
+
+
+def _edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text("utf-8")
+    assert text.count(old) == 1, path
+    path.write_text(text.replace(old, new), "utf-8")
 
 
 @contextmanager

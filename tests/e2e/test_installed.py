@@ -1,0 +1,37 @@
+"""From a host that knows nothing of us to one that enforces: one command."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from e2e.conftest import Installation
+from e2e.guests import define, is_held, place, running, start
+from e2e.machine import Machine
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+
+
+def test_one_command_installs_it_and_what_it_needs(installation: Installation) -> None:
+    assert "ii  " not in installation.before
+    assert "50-bootlock" not in installation.before
+    for needed in ("sqlite3", "nftables", "bootlock"):
+        assert f"Setting up {needed} " in installation.apt
+    assert "told libvirtd" in installation.apt
+
+
+def test_then_it_is_healthy_and_armed(installation: Installation) -> None:
+    said = json.loads(installation.doctor)
+    assert said["healthy"] is True
+    assert {finding["level"] for finding in said["findings"]} == {"ok"}
+    armed = [finding["detail"] for finding in said["findings"] if finding["check"] == "armed"]
+    assert armed == ["qemu:///system refused a canary just now"]
+
+
+def test_a_guest_that_runs_is_shut_down_and_can_not_be_started(host: Machine) -> None:
+    define(host, "held")
+    assert start(host, "held") == ""
+    assert "power: off\n" in place(host, "held", "--on-running shutdown --grace 3")
+    assert running(host) == set()
+    assert is_held(host, "held")
