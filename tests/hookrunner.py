@@ -70,10 +70,14 @@ class Hook:
     def break_glass(self) -> Path:
         return self.directory / "break-glass"
 
+    @property
+    def upgrading(self) -> Path:
+        return self.directory / "upgrading"
+
     def write(self) -> None:
         """Write the copy with this object's paths."""
         lines = HOOK.read_text().splitlines(keepends=True)
-        for name in ("sqlite3", "database", "decide", "break_glass"):
+        for name in ("sqlite3", "database", "decide", "break_glass", "upgrading"):
             (place,) = (n for n, line in enumerate(lines) if line.startswith(f"{name}="))
             lines[place] = f"{name}={getattr(self, name)}\n"
         self.script.write_text("".join(lines))

@@ -60,8 +60,10 @@ def following(package: Path, directory: Path) -> Path:
     _edit(unpacked / "DEBIAN/control", "\nVersion: ", "\nVersion: 9.")
     _edit(unpacked / "DEBIAN/preinst", "name NOT IN (", "name NOT IN ('m9999_next', ")
     for decide in (lockdb / "decide.sql", unpacked / "usr/lib/bootlock/host/decide.sql"):
-        (reads,) = re.findall(r"IS NOT '\d+'", decide.read_text("utf-8"))
-        _edit(decide, reads, "IS NOT 'next'")
+        ((ours, number),) = re.findall(
+            r"(= 'decision'\) IS NOT '(\d+)')", decide.read_text("utf-8")
+        )
+        _edit(decide, ours, ours.replace(f"'{number}'", "'999'"))
     with (lockdb / "migrations.py").open("a") as file:
         file.write(_NEXT_STEP)
     package = unpacked.with_suffix(".deb")
@@ -74,7 +76,7 @@ _NEXT_STEP = """
 
 @migrations()
 def m9999_next(db: Database) -> None:
-    db.execute("UPDATE meta SET value = 'next' WHERE key = 'decision'")
+    db.execute("UPDATE meta SET value = '999' WHERE key = 'decision'")
 """
 
 

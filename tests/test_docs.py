@@ -139,7 +139,7 @@ def test_each_path_that_the_hook_uses_is_documented() -> None:
     hook = (ROOT / "hooks/50-bootlock").read_text("utf-8")
     pages = "".join(page.read_text("utf-8") for page in PAGES)
     paths = re.findall(r"^\w+=(/\S+)$", hook, re.MULTILINE)
-    assert len(paths) == 4
+    assert len(paths) == 5
     for path in paths:
         assert path in pages or Path(path).name in pages, path
 
