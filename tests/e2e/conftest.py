@@ -13,6 +13,9 @@ from e2e import guests
 from e2e.machine import Machine
 from e2e.package import built_package, install, installed, version
 
+#: A denial that a test asks for, to see that it would be seen.
+PROVOKED = 'profile="virt-aa-helper" name="/etc/shadow"'
+
 DATABASE = "/var/lib/bootlock/lock.db"
 
 
@@ -56,13 +59,18 @@ def installation(machine: Machine, package: Path) -> Installation:
 @pytest.fixture
 def host(machine: Machine, installation: Installation, package: Path) -> Machine:
     """The machine with the package of this tree and without guests and holds."""
+    tidy(machine, package)
+    return machine
+
+
+def tidy(machine: Machine, package: Path) -> None:
+    """Whatever was done to it: it has this package, no guests and no holds."""
     if installed(machine) != f"{version(package)} installed":
         machine.run("apt-get -y purge bootlock")
         install(machine, package)
     guests.forget(machine)
     held = f"sqlite3 -readonly {DATABASE} 'SELECT id FROM hold WHERE released_at IS NULL'"
     machine.run(f"for hold in $({held}); do bootlock release $hold --reason test; done")
-    return machine
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +78,7 @@ def nothing_is_amiss(machine: Machine) -> Iterator[None]:
     """After each test: no unit has failed, and AppArmor has denied nothing."""
     yield
     assert machine.run("systemctl --failed --no-legend --plain").stdout == ""
-    assert denials(machine) == []
+    assert [line for line in denials(machine) if PROVOKED not in line] == []
 
 
 def denials(machine: Machine) -> list[str]:

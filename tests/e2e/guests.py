@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid as uuids
+
 from e2e.machine import Machine
 
 NOTICE = "call the desk"
@@ -9,6 +11,7 @@ NOTICE = "call the desk"
 _XML = """
 <domain type='qemu'>
   <name>{name}</name>
+  <uuid>{uuid}</uuid>
   <memory unit='MiB'>32</memory>
   <os><type arch='x86_64' machine='pc'>hvm</type></os>
   <devices><controller type='usb' model='none'/><memballoon model='none'/></devices>
@@ -16,10 +19,16 @@ _XML = """
 """
 
 
+def uuid(name: str) -> str:
+    """Always the same. Asked by it bootlock needs no libvirt, which may be busy starting guests."""
+    return str(uuids.uuid5(uuids.NAMESPACE_DNS, name))
+
+
 def define(machine: Machine, *names: str, autostart: bool = False) -> None:
     """Guests that are off."""
     for name in names:
-        machine.run("virsh define /dev/stdin", input=_XML.format(name=name))
+        xml = _XML.format(name=name, uuid=uuid(name))
+        machine.run("virsh define /dev/stdin", input=xml)
         if autostart:
             machine.run(f"virsh autostart {name}")
 
@@ -45,8 +54,13 @@ def start(machine: Machine, name: str) -> str:
 
 def place(machine: Machine, name: str, *options: str) -> str:
     """Hold it; what `place` said."""
-    order = f"bootlock place {name} --reason unpaid --notice '{NOTICE}'"
+    order = f"bootlock place {uuid(name)} --reason unpaid --notice '{NOTICE}'"
     return machine.run(" ".join([order, *options])).stdout
+
+
+def release(machine: Machine, name: str) -> None:
+    """End every hold on it."""
+    machine.run(f"bootlock release --instance {uuid(name)} --all --reason paid")
 
 
 def is_held(machine: Machine, name: str) -> bool:

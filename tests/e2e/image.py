@@ -5,21 +5,24 @@ nothing of ours. What the package needs besides (``MIRROR``) is not installed bu
 repository on the disk, the only one that its apt knows: the package is installed as on any host,
 and that needs no network.
 
-It is kept below ``$BOOTLOCK_E2E_CACHE``, or ``bootlock/e2e`` in the user's cache directory, under a
-name that follows from this file: whatever is changed here makes another. Older ones are removed.
+It is kept in the cache under a name that follows from this file: whatever is changed here makes
+another. Older ones are removed, unless one is in use.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from e2e.cache import alone, cache, remove_unused, use
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +49,8 @@ PACKAGES = (
     "systemd-sysv",
     "udev",
 )
-#: What its apt can install: all that our package depends on and that is missing.
-MIRROR = ("nftables", "sqlite3")
+#: What its apt can install: what our package depends on and that is missing, and what Ansible does.
+MIRROR = ("nftables", "python3-apt", "sqlite3")
 
 # Slirp's addresses never change, so nothing waits for DHCP. No agetty and no timer takes the
 # processor from what is tested, and sshd starts no session manager for each login.
@@ -108,25 +111,20 @@ class Image:
         return self.directory / "key"
 
 
-def cache() -> Path:
-    """Where everything is kept that outlives a run."""
-    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("BOOTLOCK_E2E_CACHE") or users / "bootlock/e2e")
-
-
-def image() -> Image:
-    """The image; built if it is not there. As root, from Debian's mirror: minutes."""
+@contextmanager
+def image() -> Iterator[Image]:
+    """The image, to be used; built if it is not there. As root, from Debian's mirror: minutes."""
     name = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
     found = Image(cache() / name)
-    cache().mkdir(parents=True, exist_ok=True)
-    with (cache() / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone():
+        remove_unused(found.directory)
         if not found.directory.exists():
-            for old in cache().iterdir():
-                if old.is_dir() and not old.name.startswith("run-"):
-                    shutil.rmtree(old)
             _build(found)
-    return found
+        fd = use(found.directory)
+    try:
+        yield found
+    finally:
+        os.close(fd)
 
 
 def _build(image: Image) -> None:

@@ -14,7 +14,6 @@ guest in it most of another half. So time limits here are long, and only end wha
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -22,12 +21,13 @@ import socket
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from e2e.image import cache, image
+from e2e.cache import alone, cache, use
+from e2e.image import image
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +48,13 @@ class Machine:
     address = "127.0.0.1"
 
     def __init__(self) -> None:
-        self.image = image()
-        _remove_abandoned()
-        self.directory = Path(tempfile.mkdtemp(prefix="run-", dir=cache()))
-        # Whoever finds the directory sees that it is in use as long as this process lives.
-        self._in_use = os.open(self.directory, os.O_RDONLY | os.O_CLOEXEC)
-        fcntl.flock(self._in_use, fcntl.LOCK_EX)
+        self._resources = ExitStack()
+        self.image = self._resources.enter_context(image())
+        with alone():
+            self.directory = Path(tempfile.mkdtemp(prefix="run-", dir=cache()))
+            self._in_use = use(self.directory)
+        self._resources.callback(shutil.rmtree, self.directory)
+        self._resources.callback(os.close, self._in_use)
         self.port = 0
         self.key = self.directory / "key"
         self._console = self.directory / "console"
@@ -107,8 +108,7 @@ class Machine:
         """End it, and leave nothing of it."""
         if self._qemu:
             self.cut_power()
-        shutil.rmtree(self.directory)
-        os.close(self._in_use)
+        self._resources.close()
 
     # -- doing things in it -----------------------------------------------------------------------
 
@@ -276,14 +276,3 @@ def _has_kvm() -> bool:
     """Whether the processor has it. Where it is software, emulating is faster."""
     flags = set(Path("/proc/cpuinfo").read_text().split())
     return os.access("/dev/kvm", os.R_OK | os.W_OK) and bool(flags & {"vmx", "svm"})
-
-
-def _remove_abandoned() -> None:
-    """Of machines whose process was killed."""
-    for directory in cache().glob("run-*"):
-        with suppress(OSError):
-            fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-            with suppress(BlockingIOError):
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(directory)
-            os.close(fd)

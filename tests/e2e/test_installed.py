@@ -9,6 +9,7 @@ import pytest
 from e2e.conftest import Installation
 from e2e.guests import define, is_held, place, running, start
 from e2e.machine import Machine
+from privatehost import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
@@ -35,3 +36,22 @@ def test_a_guest_that_runs_is_shut_down_and_can_not_be_started(host: Machine) ->
     assert "power: off\n" in place(host, "held", "--on-running shutdown --grace 3")
     assert running(host) == set()
     assert is_held(host, "held")
+    _daemon_has_said(host, "guest='held' runs: shutdown", "fence=power state=enforced ")
+
+
+def test_it_says_in_the_journal_what_the_documentation_has(host: Machine) -> None:
+    host.run("systemctl restart bootlockd; systemctl reload bootlockd")
+    _daemon_has_said(
+        host,
+        "ready: enforcing 0 holds",
+        "uri=qemu:///system connected",
+        "uri=qemu:///system armed: ",
+        "settings read again",
+    )
+
+
+def _daemon_has_said(host: Machine, *lines: str) -> None:
+    def said() -> str:
+        return host.run("journalctl -b -o cat --no-pager -u bootlockd").stdout
+
+    wait_until(lambda: all(line in said() for line in lines), f"in the journal: {lines}", 300)
