@@ -21,6 +21,7 @@ TRIGGERS = (
     "hold_is_kept",
     "hold_is_not_replaced",
     "hold_is_retained",
+    "hold_preserves",
     "journal_keeps_rows",
     "journal_keeps_text",
 )

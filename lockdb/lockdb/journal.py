@@ -78,10 +78,11 @@ class Chain:
             self._db.execute("REPLACE INTO meta VALUES ('journal_head', ?)", [new])
 
     def append(self, event: str, **facts: Any) -> Head:
-        """Add one entry."""
+        """Add one entry. Raises TypeError for a fact by the name of what ties it to the chain."""
         seq, prev = self._head.seq + 1, self._head.hash
         envelope = {"seq": seq, "at": self._at, "event": event, "prev": prev, "link": self._link}
-        entry = canonical({**envelope, "salt": secrets.token_hex(16), **facts})
+        # dict() takes no name twice: a fact must not take the place of what ties the entry.
+        entry = canonical(dict(**envelope, salt=secrets.token_hex(16), **facts))
         self._head = Head(seq, digest(entry))
         self._link = linked(self._link, self._head.hash)
         self._db.execute(

@@ -133,7 +133,7 @@ def intend(lock_db: LockDB, rows: Iterable[Preserved], *, now: int) -> None:
                 instance=row.instance,
                 path=row.path,
                 role=row.role,
-                link=row.link,
+                second_name=row.link,
                 had_flag=row.had_flag,
             )
 
@@ -165,7 +165,7 @@ def end(lock_db: LockDB, rows: Sequence[Preserved], *, now: int) -> None:
         leaving = [row for row in rows if row.stage is Stage.LEFT]
         if leaving:
             links = [row.link for row in leaving]
-            _journal(db, "preserve_left", leaving, now, links=links)
+            _journal(db, "preserve_left", leaving, now, second_names=links)
 
 
 def discard(db: Database, instance: str) -> None:

@@ -273,6 +273,13 @@ def test_an_entry_belongs_into_the_transaction_of_what_it_records(lock_db: LockD
         journal.append(lock_db.db, "placed", NOW)
 
 
+@pytest.mark.parametrize("name", ["seq", "prev", "link", "salt"])
+def test_a_fact_can_not_take_the_place_of_what_ties_an_entry(lock_db: LockDB, name: str) -> None:
+    with pytest.raises(TypeError), lock_db.write() as db:
+        journal.append(db, "placed", NOW, **{name: "mine"})
+    assert isinstance(verified(lock_db), Head)
+
+
 @pytest.mark.parametrize("link", [None, "0" * 64, 7, ["x"]])
 def test_an_entry_is_tied_to_all_before_it_by_its_link_too(
     forged: Path, forger: Forger, link: object
