@@ -177,6 +177,7 @@ WHAT IS HERE
   refusals.json        starts of it that were refused: how often, from when to when
   enforcements.json    what was done for each hold on this host: the state now
   disks.json           the names of its own disks, as far as they became known
+  preserved.json       which of its disks were preserved, their sizes and SHA-256
   definition.xml       the domain as libvirt has it; about.json says why it is not here
   journal/             the host's journal:
   - entries.jsonl      its entries about the instance and about the host itself, as they were hashed

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from bootlock.commands import export
 from clirunner import RUNNING, SHUT_OFF, Cli
 from hook.wrappers import full_disk, read_only
-from lockdb import database, journal, refusals
+from lockdb import database, journal, preserved, refusals
 from lockdb.database import LockDB
+from lockdb.preserved import Digest, Preserved, Role
 from samples import HELD, NOW, OTHER, place
 
 SECRET = "what only the other customer may know"
@@ -103,8 +104,8 @@ def test_the_archive_has_all_that_is_known_of_the_instance(
     }
     assert files == {
         "README.txt", "MANIFEST", "about.json", "holds.json", "permits.json", "refusals.json",
-        "enforcements.json", "disks.json", "definition.xml", "journal/entries.jsonl",
-        "journal/hashes.txt",
+        "enforcements.json", "disks.json", "preserved.json", "definition.xml",
+        "journal/entries.jsonl", "journal/hashes.txt",
     }  # fmt: skip
     holds = _json(handed, "holds.json")
     assert isinstance(holds, list)
@@ -114,12 +115,34 @@ def test_the_archive_has_all_that_is_known_of_the_instance(
     ]
     assert [refusal["count"] for refusal in _json(handed, "refusals.json")] == [3]  # type: ignore[attr-defined]
     assert _json(handed, "disks.json") == ["path:/images/web.img"]
+    assert _json(handed, "preserved.json") == []
     assert "<name>web</name>" in (handed.directory / "definition.xml").read_text("utf-8")
     lines = (handed.directory / "journal/entries.jsonl").read_text("utf-8").splitlines()
     events = [json.loads(line)["event"] for line in lines]
     assert events[0] == "created"
     assert events[-1] == "export_began"
     assert {"placed", "permitted", "refused", "disks_recorded", "seen"} <= set(events)
+
+
+def test_the_digests_of_preserved_disks_are_in_it(
+    cli: Cli, exported: Callable[..., Unpacked]
+) -> None:
+    disk = Preserved(RUNNING, "/images/web.img", Role.DISK, 7, "/images/.bootlock/web.img", False)
+    taken = Digest("/images/web.img", Role.DISK, 4096, "ab" * 32, NOW)
+    with database.open_db(cli.path) as lock_db:
+        preserved.intend(lock_db, [disk], now=NOW)
+        preserved.confirm(lock_db, [disk], now=NOW)
+        preserved.digested(lock_db, disk, taken, 1)
+    handed = exported()
+    rows = _json(handed, "preserved.json")
+    assert isinstance(rows, list)
+    assert [(row["path"], row["size"], row["sha256"]) for row in rows] == [
+        (taken.path, taken.size, taken.sha256)
+    ]
+    lines = (handed.directory / "journal/entries.jsonl").read_text("utf-8").splitlines()
+    (said,) = [entry for entry in map(json.loads, lines) if entry["event"] == "digest"]
+    assert said["sha256"] == taken.sha256
+    assert handed.check() == "TRUE"
 
 
 def test_the_procedure_in_the_readme_says_true(exported: Callable[..., Unpacked]) -> None:

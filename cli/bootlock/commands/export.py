@@ -22,7 +22,7 @@ from bootlockd import hypervisor
 from bootlockd.config import load
 from bootlockd.errors import ConfigError, Unreachable
 from bootlockd.fleet.keys import host_name
-from lockdb import accord, disks, enforcements, holds, permits, refusals
+from lockdb import accord, disks, enforcements, holds, permits, preserved, refusals
 from lockdb import journal as chain
 from lockdb.database import LockDB
 from lockdb.errors import (
@@ -209,6 +209,8 @@ def _write(
         rows = enforcements.of_instance(lock_db, uuid)
         tar.add_json("enforcements.json", [row.as_dict() for row in rows])
         tar.add_json("disks.json", disks.of_instance(lock_db, uuid))
+        kept = preserved.of_instance(lock_db, uuid)
+        tar.add_json("preserved.json", [row.as_dict() for row in kept])
         if definition is not None:
             tar.add("definition.xml", definition.encode("utf-8", "backslashreplace"))
         tar.add("journal/entries.jsonl", entries)
