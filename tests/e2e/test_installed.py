@@ -25,7 +25,10 @@ def test_one_command_installs_it_and_what_it_needs(installation: Installation) -
 def test_then_it_is_healthy_and_armed(installation: Installation) -> None:
     said = json.loads(installation.doctor)
     assert said["healthy"] is True
-    assert {finding["level"] for finding in said["findings"]} == {"ok"}
+    # Debian's libvirt does not ask polkit, which doctor says.
+    assert {finding["check"] for finding in said["findings"] if finding["level"] != "ok"} == {
+        "access driver"
+    }
     armed = [finding["detail"] for finding in said["findings"] if finding["check"] == "armed"]
     assert armed == ["qemu:///system refused a canary just now"]
 
