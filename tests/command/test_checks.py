@@ -10,7 +10,7 @@ import pytest
 
 from bootlock.doctor.finding import Finding, Level, Patient
 from bootlock.doctor.hook import hook_files, installed_drivers
-from bootlock.doctor.host import confinement, sqlite3_shell
+from bootlock.doctor.host import confinement, sqlite3_shell, upgrading
 from bootlock.doctor.neighbours import neighbours
 
 
@@ -24,6 +24,7 @@ def patient(tmp_path: Path) -> Patient:
         hooks=tmp_path / "hooks",
         share=tmp_path / "share",
         break_glass=tmp_path / "break-glass",
+        upgrading=tmp_path / "upgrading",
         sqlite3=tmp_path / "sqlite3",
         libraries=tmp_path / "usr",
         selinux=tmp_path / "selinux",
@@ -157,3 +158,10 @@ def test_scripts_that_libvirt_skips_are_of_no_interest(patient: Patient) -> None
     write(patient.hooks / "qemu.d/90-empty", "")
     (patient.hooks / "qemu.d/91-gone").symlink_to("nowhere")
     assert list(neighbours(patient)) == []
+
+
+def test_an_upgrade_that_was_killed_is_a_fault(patient: Patient) -> None:
+    assert list(upgrading(patient)) == []
+    patient.upgrading.touch()
+    finding = only(upgrading(patient))
+    assert (finding.level, finding.check) == (Level.FAULT, "upgrade")

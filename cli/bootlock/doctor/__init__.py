@@ -9,7 +9,7 @@ from __future__ import annotations
 from bootlock.doctor.daemon import daemon, enforced, metrics, preserving
 from bootlock.doctor.finding import Finding, Level, Patient
 from bootlock.doctor.hook import decision_text, hook_files
-from bootlock.doctor.host import break_glass, confinement, sqlite3_shell
+from bootlock.doctor.host import break_glass, confinement, sqlite3_shell, upgrading
 from bootlock.doctor.neighbours import neighbours
 from bootlock.doctor.polkit import access_driver
 from bootlock.doctor.proof import armed, last_proofs
@@ -22,6 +22,7 @@ QUICK = (
     database,
     decision_text,
     hook_files,
+    upgrading,
     break_glass,
     daemon,
     preserving,
@@ -40,6 +41,7 @@ ALL = (
     hook_files,
     neighbours,
     confinement,
+    upgrading,
     break_glass,
     daemon,
     metrics,

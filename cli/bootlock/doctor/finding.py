@@ -55,6 +55,7 @@ class Patient:
     hooks: Path = Path("/etc/libvirt/hooks")
     share: Path = Path("/usr/share/bootlock")
     break_glass: Path = Path("/run/bootlock/break-glass")
+    upgrading: Path = Path("/run/bootlock/upgrading")
     control: Path = Config().daemon.control_socket
     #: The daemon's settings.
     config: Config = field(default_factory=Config)

@@ -46,6 +46,16 @@ def break_glass(patient: Patient) -> Iterator[Finding]:
         yield ok("break-glass", "not in use")
 
 
+def upgrading(patient: Patient) -> Iterator[Finding]:
+    """Whether an upgrade was killed while the hook waits for its end."""
+    if patient.upgrading.exists():
+        yield fault(
+            "upgrade",
+            f"{patient.upgrading} exists: each start waits for an upgrade, for 5 seconds",
+            "if none is under way, it was killed: install bootlock again",
+        )
+
+
 def confinement(patient: Patient) -> Iterator[Finding]:
     """SELinux and AppArmor let libvirt run the hook."""
     if _text(patient.selinux / "enforce") == "1":
