@@ -69,7 +69,9 @@ SELECT
           -- what it was.
           piece AS (
             SELECT substr(value, 1, instr(value || '</source>', '</source>') - 1) AS text
-            FROM json_each('[' || replace(json_quote(replace(replace(replace(xml,
+            FROM json_each('[' || replace(json_quote(replace(replace(replace(
+              -- Here it is done once; what a later step asks of the domain it asks for each tag.
+              CASE WHEN in_double_quotes THEN replace(replace(xml, '''', '&apos;'), '"', '''') ELSE xml END,
               char(9), ' '), char(10), ' '), char(13), ' ')), '<source ', '","') || ']')
             WHERE key > 0
             LIMIT -1
@@ -84,19 +86,10 @@ SELECT
           -- a='1' b='2' split at the quotes, which no value contains: each value stands after its
           -- name. libvirt writes a handful; only the first 16 are looked at, so that hostile metadata
           -- costs no quadratic time. A host's name comes before its port.
-          quoted AS (
-            SELECT source || ' ' || substr(host, 1, instr(host || '>', '>') - 1) AS text
-            FROM tag
-            LIMIT -1
-          ),
           split AS (
-            SELECT replace(
-              json_array(CASE
-                WHEN domain.in_double_quotes THEN replace(replace(text, '''', '&apos;'), '"', '''')
-                ELSE text
-              END),
+            SELECT replace(json_array(source || ' ' || substr(host, 1, instr(host || '>', '>') - 1)),
               '''', '","') AS parts
-            FROM quoted
+            FROM tag
             LIMIT -1
           ),
           source AS (

@@ -183,9 +183,12 @@ def _cut_decide(length: Callable[[int], int], why: str, hook: Hook) -> Iterator[
     yield Broken(hook.with_paths(decide=cut), why)
 
 
+#: Where it begins; what it is made of is before.
+_STATEMENT = DECIDE.read_text("utf-8").index("\nSELECT\n")
+
 for _name, _length, _why in (
     ("empty", lambda size: 0, "gave no answer"),
-    ("without its statement", lambda size: 1000, "incomplete input"),
+    ("without its statement", lambda size: _STATEMENT, "incomplete input"),
     ("cut in half", lambda size: size // 2, "error"),
     ("without its end", lambda size: size - 10, "error"),
 ):
