@@ -28,7 +28,7 @@ def test_what_was_acknowledged_outlives_its_writers_death(path: Path) -> None:
     chance = random.Random(20)
     told: set[tuple[str, str]] = set()
     # On a slow disk a writer that had 20 ms would have come to nothing.
-    longest = 3 * _seconds_of_a_round(path)
+    longest = 5 * _seconds_of_a_round(path)
     for _ in range(200):
         told |= _killed_after(path, chance.uniform(0, longest))
         stored = assert_whole(path)
@@ -36,7 +36,7 @@ def test_what_was_acknowledged_outlives_its_writers_death(path: Path) -> None:
         released = {hold for act, hold in told if act == "released"}
         assert all(stored[hold].released_at == NOW for hold in released)
     acts = Counter(act for act, _ in told)
-    assert min(acts["placed"], acts["released"]) > 20, "they came to do something"
+    assert min(acts["placed"], acts["released"]) > 10, "they came to do something"
 
 
 def _seconds_of_a_round(path: Path) -> float:

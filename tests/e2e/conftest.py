@@ -65,8 +65,11 @@ def host(machine: Machine, installation: Installation, package: Path) -> Machine
 
 def tidy(machine: Machine, package: Path) -> None:
     """Whatever was done to it: it has this package, no guests and no holds."""
-    if installed(machine) != f"{version(package)} installed":
-        machine.run("apt-get -y purge bootlock")
+    found = installed(machine)
+    if found != f"{version(package)} installed":
+        # apt knows no package that neither it nor a repository has.
+        if found:
+            machine.run("apt-get -y purge bootlock")
         install(machine, package)
     guests.forget(machine)
     held = f"sqlite3 -readonly {DATABASE} 'SELECT id FROM hold WHERE released_at IS NULL'"

@@ -441,8 +441,12 @@ def _rewrite(path: Path) -> None:
     """Another journal with the same number of entries, whose chain is whole."""
     with database.open_db(path) as lock_db, lock_db.write() as db:
         entries = [json.loads(entry) for entry in journal.entries(db)]
-        for trigger in ("journal_keeps_rows", "journal_keeps_text"):
-            db.execute(f"DROP TRIGGER {trigger}")
+        query = (
+            "SELECT name, sql FROM sqlite_master WHERE name LIKE 'journal\\_keeps\\_%' ESCAPE '\\'"
+        )
+        rules = list(db.execute(query))
+        for name, _ in rules:
+            db.execute(f"DROP TRIGGER {name}")
         db.execute("DELETE FROM journal")
         db.execute("DELETE FROM meta WHERE key = 'journal_head'")
         for entry in entries:
@@ -452,6 +456,8 @@ def _rewrite(path: Path) -> None:
                 if k not in {"seq", "at", "event", "prev", "link", "salt"}
             }
             journal.append(db, entry["event"], entry["at"] + 1, **facts)
+        for _, rule in rules:
+            db.execute(rule)
 
 
 def test_a_host_whose_database_was_restored_catches_up_and_owns_up(shared: Scene) -> None:

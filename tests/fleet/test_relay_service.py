@@ -347,7 +347,7 @@ def test_without_a_registry_or_a_nova_it_says_what_is_missing() -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(["--relay"], "docs/nova.md"), (["--relay", "--sync"], "two processes")],
+    [(["--relay"], "docs/nova.md"), (["--relay", "--sync"], "processes of their own")],
 )
 def test_the_program_ends_with_2_where_it_can_be_no_relay(
     options: list[str], said: str, tmp_path: Path
