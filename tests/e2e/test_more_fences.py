@@ -52,10 +52,10 @@ def operator(host: Machine) -> Iterator[str]:
     """Somebody in libvirt's group, on a host where libvirt asks polkit."""
     host.run(f"cat >{_RULES}", input=_RULE)
     host.run(f"echo '{_ACCESS_DRIVER}' >>/etc/libvirt/libvirtd.conf; systemctl restart libvirtd")
-    host.run("useradd --groups libvirt --create-home operator")
-    yield "operator"
+    host.run("useradd --groups libvirt --create-home clerk")
+    yield "clerk"
     host.run(f"sed -i '/^access_drivers/d' /etc/libvirt/libvirtd.conf; rm {_RULES}")
-    host.run("systemctl restart libvirtd; userdel --remove operator")
+    host.run("systemctl restart libvirtd; userdel --remove clerk")
 
 
 def test_who_is_not_root_can_not_delete_what_is_held(host: Machine, operator: str) -> None:
