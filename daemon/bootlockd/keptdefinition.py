@@ -1,0 +1,92 @@
+"""What is kept of a held instance's definition: one file in the directory of custody.
+
+It holds passwords, of consoles for example, and so is root's alone. Its first line is the SHA-256
+of the rest, which is JSON: a file that was damaged is not taken for a definition.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bootlockd.errors import FenceError
+
+SUFFIX = ".definition"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot's metadata, as libvirt makes it again from ``document``."""
+
+    name: str
+    document: str
+
+
+@dataclass(frozen=True)
+class KeptDefinition:
+    """A persistent domain as it was when it was kept."""
+
+    instance: str
+    uri: str
+    name: str
+    #: The domain as it would start, with its passwords.
+    document: str
+    #: The same without passwords, for who may look.
+    shown: str
+    autostart: bool
+    #: Parents first.
+    snapshots: tuple[Snapshot, ...]
+    current_snapshot: str | None
+    #: Where its firmware keeps variables; None: it has none, or none of its own.
+    nvram: str | None
+    kept_at: int
+    #: It is being defined again: what of it is missing was not removed by anybody.
+    restoring: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """Of ``shown``, as the journal has it."""
+        return hashlib.sha256(self.shown.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def path_for(directory: Path, instance: str) -> Path:
+    """Where an instance's definition is kept."""
+    return directory / f"{instance}{SUFFIX}"
+
+
+def read(path: Path) -> KeptDefinition | None:
+    """What is kept there; None for nothing. Raises OSError, or FenceError for what is damaged."""
+    try:
+        digest, _, body = path.read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return None
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        raise FenceError(f"{path} is damaged", "move it away: the definition is kept anew")
+    return _from(json.loads(body))
+
+
+def write(path: Path, kept: KeptDefinition) -> None:
+    """Replace what is kept there, durably. Raises OSError."""
+    body = json.dumps(asdict(kept)).encode()
+    draft = path.with_name(f".{path.name}.new")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _from(fields: dict[str, Any]) -> KeptDefinition:
+    snapshots = tuple(Snapshot(**snapshot) for snapshot in fields.pop("snapshots"))
+    return KeptDefinition(**fields, snapshots=snapshots)
