@@ -32,6 +32,10 @@ listen = ""
 [polkit]
 enabled = false
 
+# A test removes the guests that it made, held or not.
+[definition]
+restore = "off"
+
 # The kernel tells of processes only outside of a private host.
 [process_watch]
 action = "off"

@@ -83,6 +83,25 @@ class Custody:
     directory: Path = Path("/var/lib/libvirt/bootlock-custody")
 
 
+class Restore(StrEnum):
+    """When the kept definition of a held instance is defined again."""
+
+    #: Of instances that Nova made at release, of others at once.
+    AUTO = "auto"
+    AT_ONCE = "at_once"
+    #: Only if it is not defined then, and its disks are on this host.
+    AT_RELEASE = "at_release"
+    #: Never; none is kept.
+    OFF = "off"
+
+
+@dataclass(frozen=True)
+class Definition:
+    """``[definition]``"""
+
+    restore: Restore = Restore.AUTO
+
+
 @dataclass(frozen=True)
 class ImageLock:
     """``[image_lock]``"""
@@ -262,6 +281,7 @@ class Config:
     network: Network = field(default_factory=Network)
     process_watch: ProcessWatch = field(default_factory=ProcessWatch)
     custody: Custody = field(default_factory=Custody)
+    definition: Definition = field(default_factory=Definition)
     image_lock: ImageLock = field(default_factory=ImageLock)
     polkit: Polkit = field(default_factory=Polkit)
     sync: Sync = field(default_factory=Sync)

@@ -23,6 +23,16 @@ NAME = ".bootlock"
 _one_at_a_time = threading.Lock()
 
 
+def make_private(directory: Path) -> None:
+    """Have this directory, for root alone. Raises OSError, or FenceError if it is not safe."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = directory.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        raise FenceError(f"{directory} is not a directory of root's own", "move it away")
+    if status.st_mode & 0o077:
+        raise FenceError(f"{directory} is open to others", f"chmod 700 {directory}")
+
+
 def is_own(directory: str, instance: str) -> bool:
     """By its name it is this instance's, as Nova's ``instances/UUID``."""
     return os.path.basename(directory) == instance

@@ -10,6 +10,7 @@ from typing import Any
 
 import libvirt
 
+from bootlockd.departures import departures
 from bootlockd.errors import Unreachable
 from bootlockd.hypervisor import RECHECK, drivers, one_line
 from bootlockd.hypervisor import connection as connection_to
@@ -125,6 +126,7 @@ class EventFeeder:
             for event in _EVENTS:
                 connection.domainEventRegisterAny(None, event, self._happened, event)
             self.connected = True
+            departures.hears(self.uri)
             log.info("uri=%s connected", self.uri)
             # What happened while nobody listened is seen by looking.
             self._wake(Wake(f"connected to {self.uri}"))
@@ -133,14 +135,28 @@ class EventFeeder:
             if not self._stop.is_set():
                 log.warning("uri=%s connection lost", self.uri)
         finally:
+            departures.is_deaf(self.uri)
             self.connected = False
 
     def _happened(self, _connection: Any, domain: Any, *details: Any) -> None:
+        if details[-1] == libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE:
+            _note_departure(domain.UUIDString(), details[0], details[1])
         self._wake(Wake(f"libvirt event {details[-1]}", domain.UUIDString()))
+
+
+def _note_departure(instance: str, event: int, detail: int) -> None:
+    if (event, detail) == (
+        libvirt.VIR_DOMAIN_EVENT_STOPPED,
+        libvirt.VIR_DOMAIN_EVENT_STOPPED_MIGRATED,
+    ):
+        departures.left(instance)
+    elif event in {libvirt.VIR_DOMAIN_EVENT_DEFINED, libvirt.VIR_DOMAIN_EVENT_STARTED}:
+        departures.came(instance)
 
 
 _EVENTS = (
     libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+    libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE,
     libvirt.VIR_DOMAIN_EVENT_ID_REBOOT,
     libvirt.VIR_DOMAIN_EVENT_ID_PMWAKEUP,
     libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED,

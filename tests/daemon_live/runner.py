@@ -110,6 +110,12 @@ class Daemon:
         """Have it read the holds, as the CLI does after each change. Raises Unreachable."""
         self._ask({"op": "wake"})
 
+    def settle(self, instance: str) -> None:
+        """Have it look at an instance, and wait until that is done. Raises Unreachable."""
+        question = {"op": "settle", "instance": instance}
+        for _answer in control.ask(self.host.outside(_SOCKET), question, timeout=PATIENCE):
+            pass
+
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         socket = self.host.outside(_SOCKET)
         for answer in control.ask(socket, question, timeout=PATIENCE):

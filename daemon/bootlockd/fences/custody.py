@@ -24,7 +24,7 @@ from enum import StrEnum
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bootlockd import hostpath, hypervisor, savedimage
+from bootlockd import custodylinks, hostpath, hypervisor, savedimage
 from bootlockd.errors import FenceError
 from bootlockd.savedimage import SavedImage
 from bootlockd.savewatch import SavedImageWatcher
@@ -213,7 +213,7 @@ class CustodyFence:
     # -- doing --------------------------------------------------------------------------------
 
     def _keep(self, case: Case, image: SavedImage) -> None:
-        _make_private(self._directory)
+        custodylinks.make_private(self._directory)
         self._watcher.watch()
         # libvirt does not: a power cut must not leave a link to half of the RAM.
         os.fsync(image.descriptor)
@@ -316,15 +316,6 @@ def _files(case: Case) -> list[str] | None:
 
 def _occupied(sight: _Sight) -> bool:
     return sight.place is not None and sight.in_place is None and os.path.lexists(sight.place)
-
-
-def _make_private(directory: Path) -> None:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = directory.lstat()
-    if not directory.is_dir() or directory.is_symlink() or status.st_uid != os.geteuid():
-        raise FenceError(f"{directory} is not a directory of root's own", "move it away")
-    if status.st_mode & 0o077:
-        raise FenceError(f"{directory} is open to others", f"chmod 700 {directory}")
 
 
 def _link(image: SavedImage, path: Path) -> None:

@@ -1,0 +1,186 @@
+"""Persistent definitions in libvirt: how one is read whole, and defined again as it was.
+
+Whole: the domain's XML as it would start, whether it starts with the host, and its snapshots'
+metadata, parents first. Not in it, and not kept: TPM state, checkpoints, libvirt's secrets.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import libvirt
+
+from bootlockd import hypervisor
+from bootlockd.errors import FenceError
+from bootlockd.keptdefinition import KeptDefinition, Snapshot
+from bootlockd.values import Guest
+
+#: Seconds that libvirt may take for one definition.
+LIMIT = 60.0
+
+_STORED = libvirt.VIR_DOMAIN_XML_INACTIVE
+_WHOLE = _STORED | libvirt.VIR_DOMAIN_XML_SECURE
+_NOVA = "{http://openstack.org/xmlns/libvirt/nova/"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A definition as it is now, as far as it takes to compare it."""
+
+    document: str
+    autostart: bool
+    #: Parents first.
+    snapshots: tuple[str, ...]
+    current_snapshot: str | None
+
+
+def see(guest: Guest) -> Seen | None:
+    """The definition of a guest; None if it has none (any more). Raises Unreachable."""
+
+    def ask(domain: Any) -> Seen:
+        names = tuple(snapshot.getName() for snapshot in _snapshots(domain))
+        return Seen(domain.XMLDesc(_WHOLE), _autostart(domain), names, _current(domain, names))
+
+    return _of(guest, ask)
+
+
+def take(guest: Guest, now: int) -> KeptDefinition | None:
+    """All that is to be kept of a guest's definition; None if it has none. Raises Unreachable."""
+
+    def ask(domain: Any) -> KeptDefinition:
+        document = domain.XMLDesc(_WHOLE)
+        whole = libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE
+        snapshots = tuple(
+            Snapshot(snapshot.getName(), snapshot.getXMLDesc(whole))
+            for snapshot in _snapshots(domain)
+        )
+        return KeptDefinition(
+            instance=guest.uuid,
+            uri=guest.uri,
+            name=domain.name(),
+            document=document,
+            shown=domain.XMLDesc(_STORED),
+            autostart=_autostart(domain),
+            snapshots=snapshots,
+            current_snapshot=_current(domain, [snapshot.name for snapshot in snapshots]),
+            nvram=nvram_of(document),
+            kept_at=now,
+        )
+
+    return _of(guest, ask)
+
+
+def define(kept: KeptDefinition) -> None:
+    """Have libvirt define it as it was kept, under its old name; what is there stays there.
+
+    May be called again after it was interrupted anywhere. Raises FenceError where libvirt refuses,
+    or Unreachable.
+    """
+
+    def order() -> None:
+        with hypervisor.connection(kept.uri, read_only=False) as opened:
+            try:
+                _define(opened, kept)
+            except libvirt.libvirtError as error:
+                said = hypervisor.one_line(error)
+                raise FenceError(f"it is not defined as it was: {said}", _HINT) from error
+
+    hypervisor.bounded(order, LIMIT, f"define {kept.instance}")
+
+
+_HINT = "'bootlock show INSTANCE --xml' shows how it was"
+
+
+def nvram_of(document: str) -> str | None:
+    """Where a domain's firmware keeps its variables, if in a file. Raises ParseError."""
+    element = ET.fromstring(document).find("./os/nvram")  # noqa: S314 - libvirt wrote it
+    if element is None:
+        return None
+    source = element.find("source")
+    path = element.text if source is None else source.get("file")
+    return (path or "").strip() or None
+
+
+def is_novas(document: str) -> bool:
+    """Nova made it, and makes it again at each start of its own. Raises ParseError."""
+    metadata = ET.fromstring(document).find("./metadata")  # noqa: S314 - libvirt wrote it
+    return metadata is not None and any(each.tag.startswith(_NOVA) for each in metadata)
+
+
+def _of(guest: Guest, question: Callable[[Any], T]) -> T | None:
+    """An answer about a persistent domain; None if there is none."""
+
+    def ask() -> T | None:
+        # Who may only read is not shown passwords.
+        with hypervisor.connection(guest.uri, read_only=False) as opened:
+            domain = hypervisor.look_up(opened, guest.uuid)
+            try:
+                return question(domain) if domain and domain.isPersistent() else None
+            except libvirt.libvirtError as error:
+                # It may be undefined between two questions.
+                gone = libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT
+                if error.get_error_code() in gone:
+                    return None
+                raise
+
+    return hypervisor.bounded(ask, LIMIT, f"definition of {guest.uuid}")
+
+
+def _define(opened: Any, kept: KeptDefinition) -> None:
+    _have_its_name(opened, kept)
+    domain = opened.defineXML(kept.document)
+    there = {snapshot.getName() for snapshot in _snapshots(domain)}
+    for snapshot in kept.snapshots:
+        if snapshot.name not in there:
+            domain.snapshotCreateXML(snapshot.document, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+    for snapshot in kept.snapshots:
+        if snapshot.name == kept.current_snapshot:
+            flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
+            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
+            domain.snapshotCreateXML(snapshot.document, flags)
+    if _autostart(domain) != kept.autostart:
+        domain.setAutostart(kept.autostart)
+
+
+def _have_its_name(opened: Any, kept: KeptDefinition) -> None:
+    """Raises FenceError if another domain has it; libvirtError if libvirt can't rename."""
+    domain = hypervisor.look_up(opened, kept.instance)
+    if domain is not None and domain.name() == kept.name:
+        return
+    other = next((each for each in opened.listAllDomains() if each.name() == kept.name), None)
+    if other is not None:
+        raise FenceError(
+            f"another domain, {other.UUIDString()}, is called {kept.name!r} now",
+            "rename or undefine that one",
+        )
+    if domain is not None:
+        domain.rename(kept.name)
+
+
+def _snapshots(domain: Any) -> list[Any]:
+    try:
+        return list(domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL))
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+            return []
+        raise
+
+
+def _current(domain: Any, names: Any) -> str | None:
+    if not names or not domain.hasCurrentSnapshot():
+        return None
+    return str(domain.snapshotCurrent().getName())
+
+
+def _autostart(domain: Any) -> bool:
+    try:
+        return bool(domain.autostart())
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+            return False
+        raise
