@@ -51,6 +51,27 @@ pass_app = click.make_pass_decorator(App)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
+#: On what is done to an instance. What is done to a hold takes ``fleet_hold_option``.
+fleet_option = click.option(
+    "--fleet", "in_fleet", is_flag=True, help="On all hosts, through the registry."
+)
+fleet_hold_option = click.option(
+    "--fleet", "in_fleet", is_flag=True, help="A hold in the registry, on all hosts."
+)
+
+no_wait_option = click.option(
+    "--no-wait", is_flag=True, help="Don't wait for the daemon, or the hosts."
+)
+
+timeout_option = click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.IntRange(1),
+    default=60,
+    show_default=True,
+    help="With --fleet: how long to wait for the hosts.",
+)
+
 reason_option = click.option(
     "--reason", metavar="TEXT", required=True, help="Why; for the host's staff only. Required."
 )

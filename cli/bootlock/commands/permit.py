@@ -6,7 +6,16 @@ import click
 
 from bootlock import daemon, fleetpermits, output
 from bootlock.actor import actor
-from bootlock.app import App, complete_instance, json_option, pass_app, reason_option
+from bootlock.app import (
+    App,
+    complete_instance,
+    fleet_option,
+    json_option,
+    no_wait_option,
+    pass_app,
+    reason_option,
+    timeout_option,
+)
 from bootlock.exits import Exit
 from bootlockd.errors import Unreachable
 from lockdb import holds, permits
@@ -26,16 +35,9 @@ from lockdb.when import iso, parse_until
 )
 @click.option("--for", "duration", metavar="WHEN", help="How long: 30m, 2h, or an ISO time.")
 @click.option("--revoke", metavar="PERMIT", help="End this permit now instead: its id.")
-@click.option("--no-wait", is_flag=True, help="Don't wait for the daemon, or the hosts.")
-@click.option("--fleet", "in_fleet", is_flag=True, help="On all hosts, through the registry.")
-@click.option(
-    "--timeout",
-    metavar="SECONDS",
-    type=click.IntRange(1),
-    default=60,
-    show_default=True,
-    help="With --fleet: how long to wait for the hosts.",
-)
+@no_wait_option
+@fleet_option
+@timeout_option
 @reason_option
 @json_option
 @pass_app

@@ -8,7 +8,16 @@ import click
 
 from bootlock import daemon, fleet, output, preservation
 from bootlock.actor import actor
-from bootlock.app import App, complete_instance, json_option, pass_app, reason_option
+from bootlock.app import (
+    App,
+    complete_instance,
+    fleet_option,
+    json_option,
+    no_wait_option,
+    pass_app,
+    reason_option,
+    timeout_option,
+)
 from bootlock.exits import Exit
 from bootlockd import hypervisor
 from bootlockd.errors import Unreachable
@@ -66,16 +75,9 @@ def _dashed(words: type[Kind] | type[OnRunning]) -> click.Choice[str]:
     help="With --retain-until. governance: it may with --override; compliance: by nobody. "
     "Default: governance.",
 )
-@click.option("--no-wait", is_flag=True, help="Don't wait for --on-running and --isolate.")
-@click.option("--fleet", "in_fleet", is_flag=True, help="On all hosts, through the registry.")
-@click.option(
-    "--timeout",
-    metavar="SECONDS",
-    type=click.IntRange(1),
-    default=60,
-    show_default=True,
-    help="With --fleet: how long to wait for the hosts.",
-)
+@no_wait_option
+@fleet_option
+@timeout_option
 @json_option
 @pass_app
 def place(

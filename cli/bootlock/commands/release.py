@@ -12,6 +12,7 @@ from bootlock.app import (
     App,
     complete_hold,
     complete_instance,
+    fleet_hold_option,
     json_option,
     pass_app,
     reason_option,
@@ -54,7 +55,7 @@ from lockdb.values import Hold
     is_flag=True,
     help="Leave no link to preserved disks, though the instance was deleted meanwhile.",
 )
-@click.option("--fleet", "in_fleet", is_flag=True, help="A hold in the registry, on all hosts.")
+@fleet_hold_option
 @json_option
 @pass_app
 def release(

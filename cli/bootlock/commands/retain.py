@@ -6,7 +6,7 @@ import click
 
 from bootlock import fleet, output
 from bootlock.actor import actor
-from bootlock.app import App, complete_hold, json_option, pass_app
+from bootlock.app import App, complete_hold, fleet_hold_option, json_option, pass_app
 from bootlock.commands.place import parse_retain_until
 from bootlock.exits import Exit
 from lockdb import holds
@@ -23,7 +23,7 @@ from lockdb.values import Retention
     "Default: as it is, or governance.",
 )
 @click.option("--reason", metavar="TEXT", default="", help="Why; for the host's staff only.")
-@click.option("--fleet", "in_fleet", is_flag=True, help="A hold in the registry, on all hosts.")
+@fleet_hold_option
 @json_option
 @pass_app
 def retain(
