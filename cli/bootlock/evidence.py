@@ -11,7 +11,6 @@ ties it to those, see lockdb.journal.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import tarfile
@@ -19,6 +18,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,8 +37,6 @@ HOST_EVENTS = (
     "break_glass_off",
     "clock",
 )
-
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,9 @@ class Writer:
         self._mtime = mtime
         self._digests: dict[str, str] = {}
 
-    def add(self, name: str, content: IO[bytes] | bytes) -> None:
+    def add(self, name: str, content: BufferedIOBase | bytes) -> None:
         """One file. A stream is read from its beginning."""
-        stream = io.BytesIO(content) if isinstance(content, bytes) else content
+        stream = BytesIO(content) if isinstance(content, bytes) else content
         size = stream.seek(0, os.SEEK_END)
         stream.seek(0)
         self._digests[name] = _digest_of(stream)
@@ -152,11 +150,8 @@ def digest_of(path: Path) -> str:
         return _digest_of(file)
 
 
-def _digest_of(stream: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while chunk := stream.read(_CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
+def _digest_of(stream: BufferedIOBase) -> str:
+    return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def readme(facts: Mapping[str, str]) -> bytes:
