@@ -13,10 +13,10 @@ import click
 from bootlock.daemon import control_socket
 from bootlockd import hypervisor
 from bootlockd.config import DEFAULT_CONFIG
-from lockdb import holds
+from lockdb import holds, permits
 from lockdb.database import LockDB, open_db
 from lockdb.errors import LockDBError
-from lockdb.values import Hold
+from lockdb.values import Hold, Permit
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,14 @@ def complete_hold(
     return [hold_id for hold_id in ids if hold_id.startswith(incomplete)]
 
 
+def complete_permit(
+    context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[str]:
+    """Ids of permits in force."""
+    ids = _quietly(lambda: [permit.id for permit in _permitted(_app_of(context))])
+    return [permit_id for permit_id in ids if permit_id.startswith(incomplete)]
+
+
 def _app_of(context: click.Context) -> App:
     # Completion parses the line without running the group's callback, which would make the App.
     options = context.find_root().params
@@ -106,6 +114,11 @@ def _app_of(context: click.Context) -> App:
 def _active(app: App) -> list[Hold]:
     with app.read() as lock_db:
         return holds.active(lock_db, now=app.now())
+
+
+def _permitted(app: App) -> list[Permit]:
+    with app.read() as lock_db:
+        return permits.active(lock_db, now=app.now())
 
 
 def _quietly(question: Callable[[], list[str]]) -> list[str]:

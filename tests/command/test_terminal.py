@@ -43,6 +43,19 @@ def test_commands_holds_names_and_choices_are_completed(cli: Cli) -> None:
     assert choices.split() == ["plain,managed-save"]
 
 
+def test_a_permit_to_revoke_is_completed_while_it_is_in_force(cli: Cli) -> None:
+    lasts, ended = (
+        cli.ok("permit", RUNNING, "--op", "start", "--for", "1h", "--reason", "r", "--json").json[
+            "id"
+        ]
+        for _ in range(2)
+    )
+    cli.ok("permit", "--revoke", ended, "--reason", "done")
+    offered = _complete(cli, "bash_complete", "bootlock permit --revoke ")
+    assert offered.split() == [f"plain,{lasts}"]
+    assert _complete(cli, "bash_complete", f"bootlock permit --revoke x{lasts}").strip() == ""
+
+
 def test_a_completion_that_cannot_be_had_prints_nothing(cli: Cli) -> None:
     cli.path.unlink()
     assert _complete(cli, "bash_complete", "bootlock release 3").strip() == ""

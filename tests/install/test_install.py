@@ -189,6 +189,9 @@ def test_completions_work_in_each_shell(host: PrivateHost, built: Path, shell: s
     assert completed(host, shell, "bootlock place web --on-running man") == "managed-save"
     assert completed(host, shell, f"bootlock release {hold[:4]}") == hold
     assert completed(host, shell, f"bootlock list --instance {uuid[:4]}") == uuid
+    permit = ["permit", uuid, "--op", "start", "--for", "1h", "--reason", "image", "--json"]
+    granted = json.loads(bootlock(host, *permit))["id"]
+    assert completed(host, shell, f"bootlock permit --revoke {granted[:4]}") == granted
 
 
 def test_another_prefix_moves_the_program_alone(host: PrivateHost, built: Path) -> None:

@@ -9,6 +9,7 @@ from bootlock.actor import actor
 from bootlock.app import (
     App,
     complete_instance,
+    complete_permit,
     fleet_option,
     json_option,
     no_wait_option,
@@ -34,7 +35,12 @@ from lockdb.when import iso, parse_until
     help=f"Which: {', '.join(Operation)}.",
 )
 @click.option("--for", "duration", metavar="WHEN", help="How long: 30m, 2h, or an ISO time.")
-@click.option("--revoke", metavar="PERMIT", help="End this permit now instead: its id.")
+@click.option(
+    "--revoke",
+    metavar="PERMIT",
+    shell_complete=complete_permit,
+    help="End this permit now instead: its id.",
+)
 @no_wait_option
 @fleet_option
 @timeout_option
