@@ -11,7 +11,6 @@ ties it to those, see lockdb.journal.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tarfile
 import tempfile
@@ -24,7 +23,7 @@ from typing import IO, Any
 
 from sqlite_utils import Database
 
-from bootlock.output import timed
+from bootlock.output import json_text
 from lockdb import journal
 
 #: Entries about the host itself, without any customer's data: how it stood with its enforcement.
@@ -99,7 +98,7 @@ class Writer:
 
     def add_json(self, name: str, value: Any) -> None:
         """One file of JSON; times as everywhere."""
-        self.add(name, (json.dumps(timed(value), indent=2, ensure_ascii=False) + "\n").encode())
+        self.add(name, f"{json_text(value)}\n".encode())
 
     def close(self) -> tuple[str, list[str]]:
         """Write the manifest: its digest, and the names of all others."""

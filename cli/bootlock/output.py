@@ -7,9 +7,10 @@ not be able to drive an admin's terminal.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -39,9 +40,23 @@ _TIMES = {
 }
 
 
+#: What may be unprintable, in a text of more than one line.
+_ODD = re.compile(r"[^ -~\n\t]")
+
+
 def print_json(value: Any) -> None:
-    """One JSON document; the times in it as ``2027-01-31T12:00:00Z``."""
-    click.echo(json.dumps(timed(value), indent=2, ensure_ascii=False))
+    """One JSON document, as ``json_text`` has it."""
+    click.echo(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """``value`` as JSON; the times in it as ``2027-01-31T12:00:00Z``.
+
+    What can't be printed is escaped: JSON itself asks for that below U+0020 only, and terminals
+    obey U+009B too.
+    """
+    text = json.dumps(timed(value), indent=2, ensure_ascii=False)
+    return escaped(text, lambda character: json.dumps(character)[1:-1])
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -79,6 +94,11 @@ def moment(value: int | None) -> str:
 def printable(text: str) -> str:
     """``text`` with a question mark in place of each unprintable character."""
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def escaped(text: str, write: Callable[[str], str]) -> str:
+    """Lines of ``text``, with what ``write`` makes of it in place of each unprintable character."""
+    return _ODD.sub(lambda found: found[0] if found[0].isprintable() else write(found[0]), text)
 
 
 def _text(value: object) -> str:

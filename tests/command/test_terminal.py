@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 
-from bootlock.output import printable
+from bootlock.output import json_text, printable
 from clirunner import RUNNING, Cli
 
 
@@ -25,6 +26,14 @@ def test_a_terminal_gets_an_aligned_table_no_wider_than_itself(cli: Cli) -> None
 
 def test_what_a_guest_is_called_cannot_drive_the_terminal(cli: Cli) -> None:
     assert printable("\x1b]0;root\x07\u202egnp.exe\n") == "?]0;root??gnp.exe?"
+
+
+def test_json_says_all_of_it_and_cannot_drive_the_terminal_either() -> None:
+    hostile = "\x1b]0;root\x07 \x9b2J \u202egnp.exe \x7f \ud800 \U000e0041 \u2028"
+    text = json_text({"name": hostile, "notice": "Grüße, 日本 💾"})
+    assert json.loads(text) == {"name": hostile, "notice": "Grüße, 日本 💾"}
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "Grüße, 日本 💾" in text, "what can be printed is"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
