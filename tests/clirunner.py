@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,21 @@ DOMAIN = """
     </devices>
     <t:runstate xmlns:t='http://libvirt.org/schemas/domain/test/1.0'>{state}</t:runstate>
   </domain>"""
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """This process as a user without rights. A command of its own could not reach the checkout."""
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setresgid(65534, 65534, 0)
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
+        os.setgroups(groups)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,25 @@ MAY_IMPORT = {
     "lockdb": set[str](),
     "bootlockd": {"lockdb"},
     "bootlock": {"lockdb", "bootlockd"},
+}
+#: What the command may import of the daemon's package, as docs/architecture.md has it: values, what
+#: asks libvirt or the registry, a source to read once. None of the daemon's cycle, no fence.
+PLAIN = {
+    "accessdriver",
+    "canary",
+    "config",
+    "control",
+    "digests",
+    "errors",
+    "fleet",
+    "hypervisor",
+    "keptdefinition",
+    "polkitproof",
+    "polkitrules",
+    "running",
+    "sources",
+    "stranger",
+    "values",
 }
 #: What the database's package has no business with.
 _OUTSIDE = ("libvirt", "libvirt_qemu", "pyroute2", "urllib3", "requests", "openstack")
@@ -77,6 +97,29 @@ def test_a_package_loads_only_those_below_it(package: str) -> None:
 def test_no_import_is_hidden_in_a_function(package: str) -> None:
     ours = set(MAY_IMPORT) - MAY_IMPORT[package] - {package}
     assert [(file, name) for file, name in _imports(PACKAGES[package]) if name in ours] == []
+
+
+def _modules_of(package: str, importer: Path) -> Iterator[str]:
+    """The modules below ``package`` that are imported there, by their names in it."""
+    for file in sorted(importer.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                root, _, below = node.module.partition(".")
+                if root == package:
+                    names = [alias.name for alias in node.names]
+                    yield from [below.partition(".")[0]] if below else names
+            elif isinstance(node, ast.Import):
+                for alias in node.names:
+                    assert alias.name.partition(".")[0] != package, "not seen here: import from it"
+
+
+def test_the_command_imports_of_the_daemon_what_is_plain_and_the_documentation_says_so() -> None:
+    assert set(_modules_of("bootlockd", PACKAGES["bootlock"])) == PLAIN
+    page = (SOURCES / "docs/architecture.md").read_text("utf-8")
+    (row,) = re.findall(r"^\| `cli/bootlock/` \|.*$", page, re.MULTILINE)
+    words = set(re.findall(r"`(\w+)`", row))
+    assert words >= PLAIN
+    assert {word for word in words - PLAIN if find_spec(f"bootlockd.{word}")} == set()
 
 
 def test_lockdb_loads_no_libvirt_and_no_network() -> None:

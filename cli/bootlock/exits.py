@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from bootlockd.errors import ConfigError, Unreachable
+from bootlockd.errors import ConfigError, FenceError, Unreachable
 from bootlockd.sources.base import SourceError
 from lockdb.errors import (
     AmbiguousPrefix,
@@ -35,6 +35,8 @@ _BY_ERROR: list[tuple[type[LockDBError], Exit]] = [
     (NotFound, Exit.NOT_FOUND),
     (NotNow, Exit.NOT_NOW),
     (DatabaseError, Exit.DATABASE),
+    # What a fence keeps on this host can't be read.
+    (FenceError, Exit.DATABASE),
     (Unreachable, Exit.UNREACHABLE),
     (SourceError, Exit.UNREACHABLE),
 ]

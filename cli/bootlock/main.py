@@ -44,7 +44,7 @@ Exit codes:
   2  wrong usage
   3  no such hold, permit or instance
   4  not allowed now
-  5  the database can't be used
+  5  the database, or a definition that is kept, can't be used
   6  libvirt, the daemon or a source can't be reached"""
 
 

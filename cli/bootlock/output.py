@@ -24,6 +24,7 @@ _TIMES = {
     "error_since",
     "first_at",
     "granted_at",
+    "kept_at",
     "last_at",
     "looked",
     "next_try",

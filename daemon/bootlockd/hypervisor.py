@@ -23,6 +23,7 @@ import libvirt
 
 from bootlockd import hostpath
 from bootlockd.errors import NoSuchDriver, NotStarted, Unreachable
+from bootlockd.keptdefinition import Snapshot
 from bootlockd.values import Guest, Power
 from lockdb import disks
 from lockdb.errors import InvalidValue, NotFound
@@ -99,6 +100,16 @@ class Definition:
     disks: frozenset[str]
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What libvirt would define a domain again from."""
+
+    document: str
+    autostart: bool
+    #: Parents first.
+    snapshots: tuple[Snapshot, ...]
+
+
 def resolve(uris: Sequence[str], instance: str) -> str:
     """The UUID that INSTANCE means; libvirt is asked only for a name.
 
@@ -158,6 +169,32 @@ def document_of(guest: Guest, *, inactive: bool, seconds: float = TIME_LIMIT) ->
             return str(domain.XMLDesc(flags)) if domain else None
 
     return bounded(ask, seconds, f"document {guest.uuid}")
+
+
+def stored_of(guest: Guest, *, secure: bool = False, seconds: float = TIME_LIMIT) -> Stored | None:
+    """What libvirt has stored of a guest; None if it is gone. Raises Unreachable.
+
+    ``secure``: with passwords, which libvirt shows only to who may change the guest.
+    """
+    flags = libvirt.VIR_DOMAIN_XML_INACTIVE | (libvirt.VIR_DOMAIN_XML_SECURE if secure else 0)
+    of_snapshots = libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE if secure else 0
+
+    def read(domain: Any) -> Stored:
+        return Stored(
+            document=str(domain.XMLDesc(flags)),
+            autostart=_if_supported(lambda: bool(domain.autostart()), False),
+            snapshots=tuple(
+                Snapshot(snapshot.getName(), str(snapshot.getXMLDesc(of_snapshots)))
+                for snapshot in _snapshots(domain)
+            ),
+        )
+
+    def ask() -> Stored | None:
+        with connection(guest.uri, read_only=not secure) as opened:
+            domain = look_up(opened, guest.uuid)
+            return _found(lambda: read(domain)) if domain else None
+
+    return bounded(ask, seconds, f"stored {guest.uuid}")
 
 
 def documents(uri: str, seconds: float = TIME_LIMIT) -> dict[str, str]:
@@ -348,12 +385,22 @@ def _found(question: Callable[[], T]) -> T | None:
         raise
 
 
+def _snapshots(domain: Any) -> list[Any]:
+    parents_first = libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL
+    return _if_supported(lambda: list(domain.listAllSnapshots(parents_first)), [])
+
+
 def _has_managed_save(domain: Any) -> bool:
+    return _if_supported(lambda: bool(domain.hasManagedSaveImage()), False)
+
+
+def _if_supported(question: Callable[[], T], otherwise: T) -> T:
+    """The answer, or what it is with a driver that has no such thing."""
     try:
-        return bool(domain.hasManagedSaveImage())
+        return question()
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
-            return False
+            return otherwise
         raise
 
 

@@ -7,14 +7,13 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
-from clirunner import Cli
+from clirunner import Cli, nobody
 from lockdb import database
 
 UNKNOWN = "33333333-3333-4333-8333-333333333333"
@@ -160,21 +159,6 @@ def test_a_journal_without_its_head_is_exit_code_5_and_names_a_way_out(cli: Cli)
         assert "restore a backup" in result.err
         assert result.err.count("\n") == 1
     assert hold in cli.ok("list").out
-
-
-@contextmanager
-def nobody() -> Iterator[None]:
-    """This process as a user without rights. A command of its own could not reach the checkout."""
-    groups = os.getgroups()
-    os.setgroups([])
-    os.setresgid(65534, 65534, 0)
-    os.setresuid(65534, 65534, 0)
-    try:
-        yield
-    finally:
-        os.setresuid(0, 0, 0)
-        os.setresgid(0, 0, 0)
-        os.setgroups(groups)
 
 
 def test_one_who_may_not_is_told_so(cli: Cli) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bootlock import daemon, fleet, output, preservation
+from bootlock import daemon, definition, fleet, output, preservation
 from bootlock.app import App, complete_hold, complete_instance, json_option, pass_app
 from lockdb import disks, enforcements, holds, permits, preserved, refusals
 from lockdb.database import LockDB
@@ -59,21 +59,39 @@ def list_holds(
 
 @click.command()
 @click.argument("what", metavar="INSTANCE|HOLD", shell_complete=complete_hold)
+@click.option(
+    "--xml",
+    "as_xml",
+    is_flag=True,
+    help="Its definition instead: the one that is kept, or else libvirt's. Without passwords.",
+)
+@click.option("--secrets", is_flag=True, help="With --xml: with passwords, for 'virsh define'.")
 @click.option("--fleet", "in_fleet", is_flag=True, help="What the registry has of it.")
 @json_option
 @pass_app
-def show(app: App, what: str, in_fleet: bool, as_json: bool) -> None:
+def show(app: App, what: str, as_xml: bool, secrets: bool, in_fleet: bool, as_json: bool) -> None:
     """Show a hold, or all that is known of an instance.
 
     That is its holds, what was done for each on this host, permits, disks and refusals.
+
+    With --xml it prints the instance's definition. The one that is kept while it is held is for
+    root to read; exit code 5 for others.
 
     \b
     Example:
       bootlock show web-7
       bootlock show 3f9c
+      bootlock show 3f9c --xml --secrets > web-7.xml
     """
+    if secrets and not as_xml:
+        raise click.UsageError("--secrets goes with --xml")
+    if as_xml and in_fleet:
+        raise click.UsageError("--xml is for one host: not with --fleet")
     if in_fleet:
         fleet.show(app, what, as_json=as_json)
+        return
+    if as_xml:
+        definition.show(app, _instance_of(app, what), secrets=secrets, as_json=as_json)
         return
     now = app.now()
     with app.read() as lock_db:
@@ -130,6 +148,15 @@ def _with_state(hold: Hold, now: int) -> dict[str, Any]:
 def _blocked(hold: Hold) -> list[str]:
     """In the order of the table."""
     return [operation for operation in Operation if operation in hold.blocked]
+
+
+def _instance_of(app: App, what: str) -> str:
+    """The UUID of an instance or of a hold's; for a UUID no database is needed."""
+    if looks_like_uuid(what):
+        return app.resolve(what)
+    with app.read() as lock_db:
+        hold = _hold_called(lock_db, what)
+    return hold.instance if hold else app.resolve(what)
 
 
 def _hold_called(lock_db: LockDB, prefix: str) -> Hold | None:
