@@ -143,6 +143,16 @@ def first_since(db: Database, moment: int | None) -> int:
     return int(seq)
 
 
+def entry_that_kept(db: Database, instance: str, sha256: str, *, first: int) -> int | None:
+    """The number of the last entry, from ``first`` on, that has this digest of a definition."""
+    query = (
+        "SELECT max(seq) FROM journal WHERE instance = ? AND event = 'definition_kept' "
+        "AND seq >= ? AND CASE WHEN json_valid(entry) THEN json_extract(entry, '$.sha256') = ? END"
+    )
+    (seq,) = db.execute(query, [instance, first, sha256]).fetchone()
+    return seq and int(seq)
+
+
 def digest_of(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as file:
@@ -172,14 +182,18 @@ WHAT IS HERE
   enforcements.json    what was done for each hold on this host: the state now
   disks.json           the names of its own disks, as far as they became known
   preserved.json       which of its disks were preserved, their sizes and SHA-256
-  definition.xml       the domain as libvirt has it; about.json says why it is not here
+  definition.xml       its definition without passwords: the one that bootlock kept while it was
+                       held, or else as libvirt had it; about.json says which, or why it is not here
+  definition-now.xml   what libvirt had instead of the one that was kept, if it had another
+  snapshots/           its snapshots' metadata as libvirt had it; about.json has their names
   journal/             the host's journal:
   - entries.jsonl      its entries about the instance and about the host itself, as they were hashed
   - hashes.txt         number and hash of every entry; those about others are not here otherwise
   MANIFEST             the SHA-256 of each of these files
 
 The journal is what to go by: it is append-only and chained. The other files are what the database
-said at the time of this export, for reading.
+and libvirt said at the time of this export, for reading. A definition that was kept is tied to the
+journal: the last entry "definition_kept" in it has the SHA-256 of definition.xml.
 
 HOW TO CHECK IT
 
@@ -207,8 +221,8 @@ Then run:
              for name in names}}
     if found != listed | {{"MANIFEST"}}:
         false("files that the MANIFEST does not have: " + ascii(found - listed - {{"MANIFEST"}}))
-    about = json.load(open("about.json", encoding="utf-8"))["journal"]
-    shown = {{}}
+    known = json.load(open("about.json", encoding="utf-8"))
+    about, kept, shown = known["journal"], {{}}, {{}}
     for line in open("journal/entries.jsonl", "rb"):
         line = line.rstrip(b"\\n")
         shown[json.loads(line)["seq"]] = line
@@ -230,6 +244,8 @@ Then run:
                 if fields["link"] != link:
                     false("entry %d is not tied to the entries before it" % number)
                 tied = number
+            if fields["event"] == "definition_kept" and fields["instance"] == known["instance"]:
+                kept[number] = fields["sha256"]
         link, before, expected = sha256((link + value).encode()), value, number + 1
         hashes[number] = value
     if shown:
@@ -240,6 +256,13 @@ Then run:
     print("%d entries, tied to each other up to %d" % (last - about["first"] + 1, tied))
     if tied < last:
         print("NOT SHOWN: that entries %d to %d, which are about others, follow" % (tied + 1, last))
+    number = known["definition"].get("entry")
+    if number is not None:
+        if kept.get(number) != sha256(open("definition.xml", "rb").read()):
+            false("definition.xml is not what entry %d says was kept" % number)
+        print("definition.xml is what entry %d says was kept" % number)
+    elif known["definition"]["origin"] == "kept":
+        print("NOT SHOWN: that the journal knows definition.xml")
     noted = os.environ.get("JOURNAL_HEAD", "")
     if noted:
         number, _, value = noted.partition(":")

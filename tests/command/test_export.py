@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,15 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bootlock.commands import export
+from bootlockd import keptdefinition
+from bootlockd.keptdefinition import KeptDefinition, Snapshot
 from clirunner import RUNNING, SHUT_OFF, Cli
 from hook.wrappers import full_disk, read_only
 from lockdb import database, journal, preserved, refusals
@@ -147,6 +151,210 @@ def test_the_digests_of_preserved_disks_are_in_it(
 
 def test_the_procedure_in_the_readme_says_true(exported: Callable[..., Unpacked]) -> None:
     assert exported().check() == "TRUE"
+
+
+# -- its definition -----------------------------------------------------------------------------
+
+PASSWORD = "correct horse"
+
+
+@pytest.fixture
+def custody(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where definitions are kept, for every command of this test."""
+    config = tmp_path / "bootlock.toml"
+    config.write_text(f'[custody]\ndirectory = "{tmp_path}"\n', "utf-8")
+    monkeypatch.setenv("BOOTLOCK_CONFIG", str(config))
+    return tmp_path
+
+
+def _keep(cli: Cli, custody: Path, *, journalled: bool = True, shown: str = "") -> KeptDefinition:
+    """Keep the definition as the fence does; ``shown``: another than libvirt's."""
+    xml = shown or cli.ok("show", RUNNING, "--xml").out
+    kept = KeptDefinition(
+        instance=RUNNING,
+        uri=cli.uri,
+        name="web",
+        document=xml.replace("<domain ", f"<domain passwd='{PASSWORD}' "),
+        shown=xml,
+        autostart=True,
+        snapshots=(Snapshot("../../before", f"<domainsnapshot>{PASSWORD}</domainsnapshot>"),),
+        current_snapshot=None,
+        nvram=None,
+        kept_at=NOW,
+    )
+    keptdefinition.write(keptdefinition.path_for(custody, RUNNING), kept)
+    if journalled:
+        _journal_kept(cli, kept)
+    return kept
+
+
+def _journal_kept(cli: Cli, kept: KeptDefinition) -> None:
+    facts = {"name": kept.name, "uri": kept.uri, "snapshots": 1, "why": "held"}
+    with database.open_db(cli.path) as lock_db, lock_db.write() as db:
+        journal.append(db, "definition_kept", NOW, instance=RUNNING, sha256=kept.sha256, **facts)
+
+
+def _definition(handed: Unpacked) -> dict[str, Any]:
+    about = _json(handed, "about.json")
+    assert isinstance(about, dict)
+    definition = about["definition"]
+    assert isinstance(definition, dict)
+    return definition
+
+
+def _said(handed: Unpacked) -> str:
+    """All that the procedure says."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", _procedure((handed.directory / "README.txt").read_bytes())],
+        cwd=handed.directory,
+        env={"PATH": "/usr/bin:/bin", "MANIFEST_SHA256": handed.manifest},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_a_definition_that_is_kept_is_in_it_and_tied_to_the_journal(
+    cli: Cli, custody: Path, exported: Callable[..., Unpacked]
+) -> None:
+    now = cli.ok("show", RUNNING, "--xml").out
+    _keep(cli, custody, shown="<domain type='test'>as it was before</domain>")
+    kept = _keep(cli, custody, shown=now)
+    handed = exported()
+    content = (handed.directory / "definition.xml").read_bytes()
+    assert content == kept.shown.encode()
+    assert hashlib.sha256(content).hexdigest() == kept.sha256
+    entries = (handed.directory / "journal/entries.jsonl").read_text("utf-8").splitlines()
+    last = [e for e in map(json.loads, entries) if e["event"] == "definition_kept"][-1]
+    definition = _definition(handed)
+    assert (definition["entry"], last["sha256"]) == (last["seq"], kept.sha256)
+    assert (definition["origin"], definition["why"]) == ("kept", "")
+    assert definition["kept_at"] == "2023-11-14T22:13:20Z"
+    assert definition["now"]["state"] == "same"
+    assert not (handed.directory / "definition-now.xml").exists()
+    assert f"definition.xml is what entry {last['seq']} says was kept" in _said(handed)
+    assert handed.check() == "TRUE"
+
+
+def test_no_password_of_what_is_kept_is_in_it(
+    cli: Cli, custody: Path, exported: Callable[..., Unpacked]
+) -> None:
+    kept = _keep(cli, custody)
+    assert PASSWORD in kept.document
+    handed = exported()
+    for file in handed.directory.rglob("*"):
+        assert not file.is_file() or PASSWORD.encode() not in file.read_bytes(), file
+    # libvirt does not have it: nobody could say where in it the passwords are.
+    assert _definition(handed)["snapshots"] == [
+        {"name": "../../before", "kept": True, "file": None}
+    ]
+
+
+def test_another_definition_in_the_place_of_the_kept_one_is_found(
+    cli: Cli, custody: Path, exported: Callable[..., Unpacked]
+) -> None:
+    """Even in an archive with a manifest that was made anew."""
+    _keep(cli, custody)
+    handed = exported()
+    (handed.directory / "definition.xml").write_text("<domain>of somebody else</domain>")
+    assert handed.check(manifest=_forged(handed)) == ""
+    about = (handed.directory / "about.json").read_text("utf-8")
+    entry = _definition(handed)["entry"]
+    assert about.count(f'"entry": {entry}') == 1
+    placed = about.replace(f'"entry": {entry}', '"entry": 2')
+    (handed.directory / "about.json").write_text(placed, "utf-8")
+    assert handed.check(manifest=_forged(handed)) == ""
+
+
+def test_a_definition_is_compared_by_hand_as_the_documentation_has_it(
+    cli: Cli, custody: Path, exported: Callable[..., Unpacked]
+) -> None:
+    kept = _keep(cli, custody)
+    handed = exported()
+    page = (Path(__file__).resolve().parents[2] / "docs/evidence.md").read_text("utf-8")
+    (lines,) = re.findall(r"By hand:\n\n((?: {4}.*\n)+)", page)
+    said = subprocess.run(
+        ["/bin/sh", "-c", lines], cwd=handed.directory, capture_output=True, text=True, check=True
+    ).stdout
+    of_file, entry = said.splitlines()
+    assert of_file == f"{kept.sha256}  definition.xml"
+    assert json.loads(entry)["sha256"] == kept.sha256
+
+
+@pytest.mark.parametrize("options", [[], ["--since", "1h"]])
+def test_a_kept_definition_that_the_archive_has_no_entry_of_is_not_called_shown(
+    cli: Cli, custody: Path, exported: Callable[..., Unpacked], options: list[str]
+) -> None:
+    _keep(cli, custody, journalled=False)
+    handed = exported(*options)
+    assert _definition(handed)["entry"] is None
+    assert "NOT SHOWN: that the journal knows definition.xml" in _said(handed)
+    assert handed.check() == "TRUE"
+
+
+def test_what_libvirt_has_instead_of_the_kept_one_is_in_it_too(
+    cli: Cli, custody: Path, exported: Callable[..., Unpacked]
+) -> None:
+    now = cli.ok("show", RUNNING, "--xml").out
+    kept = _keep(cli, custody, shown=now.replace("8192", "4096"))
+    assert kept.shown != now
+    handed = exported()
+    assert (handed.directory / "definition.xml").read_text("utf-8") == kept.shown
+    assert (handed.directory / "definition-now.xml").read_text("utf-8") == now
+    assert _definition(handed)["now"]["state"] == "other"
+    assert handed.check() == "TRUE"
+
+
+@pytest.mark.parametrize(("uri", "state"), [("test:///default", "undefined"), ("", "unknown")])
+def test_what_libvirt_lost_or_cannot_say_is_no_reason_to_lack_the_kept_one(
+    cli: Cli, custody: Path, tmp_path: Path, uri: str, state: str
+) -> None:
+    cli.place(RUNNING, "--no-wait")
+    kept = _keep(cli, custody)
+    elsewhere = Cli(cli.path, uri or f"qemu+unix:///system?socket={tmp_path}/none", cli.read)
+    file = tmp_path / "evidence.tar"
+    said = elsewhere.ok("export", RUNNING, "-o", str(file), "--json").json
+    handed = _unpacked(file, tmp_path / "handed", said["manifest_sha256"], said["journal_head"])
+    assert (handed.directory / "definition.xml").read_text("utf-8") == kept.shown
+    definition = _definition(handed)
+    assert (definition["now"]["state"], definition["name"]) == (state, "web")
+    assert bool(definition["now"]["why"]) == (state == "unknown")
+    assert handed.check() == "TRUE"
+
+
+def test_a_kept_definition_that_is_damaged_is_said_and_libvirts_is_in_it(
+    cli: Cli, custody: Path, tmp_path: Path
+) -> None:
+    cli.place(RUNNING, "--no-wait")
+    now = cli.ok("show", RUNNING, "--xml").out
+    _keep(cli, custody, shown="<domain/>")
+    path = keptdefinition.path_for(custody, RUNNING)
+    path.write_bytes(path.read_bytes()[:-1])
+    file = tmp_path / "evidence.tar"
+    result = cli.ok("export", RUNNING, "-o", str(file), "--json")
+    assert f"what is kept of its definition is not in the archive: {path} is damaged" in result.err
+    said = result.json
+    handed = _unpacked(file, tmp_path / "handed", said["manifest_sha256"], said["journal_head"])
+    assert (handed.directory / "definition.xml").read_text("utf-8") == now
+    definition = _definition(handed)
+    assert (definition["origin"], definition["why"]) == ("libvirt", f"{path} is damaged")
+    assert handed.check() == "TRUE"
+
+
+def test_why_there_is_no_definition_is_said(cli: Cli, custody: Path, tmp_path: Path) -> None:
+    cli.ok("place", OTHER, "--reason", "x", "--no-wait")
+    file = tmp_path / "evidence.tar"
+    said = cli.ok("export", OTHER, "-o", str(file), "--json").json
+    assert not [name for name in said["files"] if name.startswith("definition")]
+    handed = _unpacked(file, tmp_path / "handed", said["manifest_sha256"], said["journal_head"])
+    definition = _definition(handed)
+    assert definition["origin"] is None
+    assert definition["why"] == "none is kept on this host; libvirt on this host does not know it"
+    assert handed.check() == "TRUE"
+
+
+# -- what others made of it ---------------------------------------------------------------------
 
 
 def test_nothing_of_another_customer_is_in_it(exported: Callable[..., Unpacked]) -> None:
@@ -382,16 +590,18 @@ def test_entries_from_before_there_were_links_are_tied_by_those_after(
     assert exported().check() == "TRUE"
 
 
-def _archive(lock_db: LockDB, file: Path, definition: str | None) -> tuple[str, str]:
+def _archive(lock_db: LockDB, file: Path, definition: str) -> tuple[str, str]:
     about = {
         "instance": HELD,
         "at": NOW,
         "by": "tester",
         "host": {"name": "h"},
         "journal": {"since": None},
+        "definition": {"origin": "libvirt"},
     }
+    files = {"definition.xml": definition.encode()}
     with file.open("wb") as archive:
-        said = export._write(lock_db, archive, file.parent, about, definition)
+        said = export._write(lock_db, archive, file.parent, about, files)
     return said["manifest_sha256"], said["journal_head"]
 
 

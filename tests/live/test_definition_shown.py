@@ -1,6 +1,7 @@
-"""A kept definition as libvirt takes it again, and libvirt's own."""
+"""A kept definition as libvirt takes it again, and as it is in an archive: without passwords."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from shlex import quote
@@ -10,7 +11,7 @@ import pytest
 
 from bootlockd import keptdefinition
 from bootlockd.keptdefinition import KeptDefinition, Snapshot
-from live.guests import Identity, somebody_new
+from live.guests import Identity, place, somebody_new
 from privatehost import PrivateHost, domain_xml, file_disk
 
 pytestmark = pytest.mark.live
@@ -97,3 +98,54 @@ def test_libvirts_own_says_whether_it_autostarts_and_names_its_snapshots(
     said = json.loads(host.bootlock("show", guest.uuid, "--xml", "--json").stdout)
     assert (said["origin"], said["autostart"], said["snapshots"]) == ("libvirt", True, ["before"])
     assert said["xml"] == domain.XMLDesc(STORED)
+
+
+def test_no_password_comes_into_an_archive_by_the_snapshots_either(
+    host: PrivateHost, domain: libvirt.virDomain, guest: Identity
+) -> None:
+    place(host, guest.uuid)
+    kept = keep(host, domain)
+    assert all(PASSWORD in text for text in (kept.document, kept.snapshots[0].document))
+    directory, listed = exported(host, guest)
+    assert listed == [{"name": "before", "kept": True, "file": "snapshots/1.xml"}]
+    assert (directory / "definition.xml").read_text("utf-8") == kept.shown
+    snapshot = (directory / "snapshots/1.xml").read_text("utf-8")
+    assert snapshot == domain.snapshotLookupByName("before").getXMLDesc(0)
+    assert "<graphics type='vnc'" in snapshot
+    assert not has_password(directory)
+    domain.undefineFlags(GONE)
+    directory, listed = exported(host, guest)
+    assert listed == [{"name": "before", "kept": True, "file": None}]
+    assert (directory / "definition.xml").read_text("utf-8") == kept.shown
+    assert not has_password(directory)
+
+
+def test_what_is_kept_of_a_guest_that_runs_on_without_a_definition(
+    host: PrivateHost, domain: libvirt.virDomain, guest: Identity
+) -> None:
+    kept = keep(host, domain)
+    domain.create()
+    domain.undefineFlags(GONE)
+    place(host, guest.uuid)
+    directory, _ = exported(host, guest)
+    assert (directory / "definition.xml").read_text("utf-8") == kept.shown
+    now = json.loads((directory / "about.json").read_text("utf-8"))["definition"]["now"]
+    assert (now["state"], now["power"]) == ("transient", "running")
+
+
+def exported(host: PrivateHost, guest: Identity) -> tuple[Path, object]:
+    """The archive, unpacked, and what it says of snapshots."""
+    file = host.images / f"{guest.name}.tar"
+    file.unlink(missing_ok=True)
+    host.bootlock("export", guest.uuid, "--output", file)
+    into = host.images / f"{guest.name}.unpacked"
+    host.run(["sh", "-c", 'rm -rf "$1" && mkdir "$1" && tar -xf "$2" -C "$1"', "sh", into, file])
+    (directory,) = into.iterdir()
+    about = json.loads((directory / "about.json").read_text("utf-8"))
+    return directory, about["definition"]["snapshots"]
+
+
+def has_password(directory: Path) -> bool:
+    found = subprocess.run(["grep", "-rqF", PASSWORD, directory], check=False)
+    assert found.returncode < 2
+    return found.returncode == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sqlite3
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -12,15 +13,14 @@ from typing import IO, Any
 
 import click
 
-from bootlock import __version__, evidence, output
+from bootlock import __version__, definition, evidence, output
 from bootlock.actor import actor
 from bootlock.app import App, complete_instance, json_option, pass_app
 from bootlock.commands.journal import verified
 from bootlock.exits import Exit
 from bootlock.output import moment
-from bootlockd import hypervisor
 from bootlockd.config import load
-from bootlockd.errors import ConfigError, Unreachable
+from bootlockd.errors import ConfigError
 from bootlockd.fleet.keys import host_name
 from lockdb import accord, disks, enforcements, holds, permits, preserved, refusals
 from lockdb import journal as chain
@@ -56,9 +56,10 @@ from lockdb.when import parse_since
 def export(app: App, instance: str, file: Path | None, since: str | None, as_json: bool) -> int:
     """Write all that is known of INSTANCE into one archive that anybody can check.
 
-    That are its holds, permits, refusals, what was done for each hold, its definition, and the
-    journal's entries about it, which can be shown to be part of this host's journal without the
-    others' text. The README in the archive says how to check it, with sha256sum and python3.
+    That are its holds, permits, refusals, what was done for each hold, its definition without
+    passwords, and the journal's entries about it, which can be shown to be part of this host's
+    journal without the others' text. The README in the archive says how to check it, with
+    sha256sum and python3.
 
     Note what is printed and keep it elsewhere than the archive: the check asks for it.
 
@@ -73,13 +74,13 @@ def export(app: App, instance: str, file: Path | None, since: str | None, as_jso
     begin = parse_since("--since", since, now) if since else None
     path = file or Path(f"bootlock-evidence-{uuid}-{moment(now).replace(':', '')}.tar")
     _must_be_known(app, uuid)
-    definition, about_definition = _definition(app, uuid)
+    found = definition.for_archive(app, uuid)
     _record(app, "export_began", instance=uuid, by=actor(), since=begin)
     try:
         with app.read() as lock_db, evidence.new_file(path) as archive:
-            about = _about(app, lock_db, uuid, now) | {"definition": about_definition}
+            about = _about(app, lock_db, uuid, now) | {"definition": dict(found.about)}
             about["journal"] = {"since": begin}
-            summary = _write(lock_db, archive, path.absolute().parent, about, definition)
+            summary = _write(lock_db, archive, path.absolute().parent, about, found.files)
         summary |= {"file": str(path), "sha256": evidence.digest_of(path)}
     except FileExistsError as error:
         raise InvalidValue("--output", f"{path} exists", "choose another name") from error
@@ -110,17 +111,6 @@ def _record(app: App, event: str, **facts: Any) -> None:
                 chain.append(db, event, app.now(), **facts)
     except (DatabaseBusy, DatabaseForbidden, DatabaseFull) as error:
         output.note(f"the export is not in the journal: {error}")
-
-
-def _definition(app: App, uuid: str) -> tuple[str | None, dict[str, Any]]:
-    try:
-        guest = hypervisor.observe(app.uris, uuid)
-        document = hypervisor.document_of(guest, inactive=True) if guest else None
-    except Unreachable as error:
-        return None, {"source": None, "why": str(error)}
-    if guest is None or document is None:
-        return None, {"source": None, "why": "libvirt on this host does not know it"}
-    return document, {"source": guest.uri, "why": "", "name": guest.name, "power": guest.power}
 
 
 def _about(app: App, lock_db: LockDB, uuid: str, now: int) -> dict[str, Any]:
@@ -168,7 +158,7 @@ def _write(
     archive: IO[bytes],
     beside: Path,
     about: dict[str, Any],
-    definition: str | None,
+    definitions: Mapping[str, bytes],
 ) -> dict[str, Any]:
     """One snapshot of the database, all of it. ``beside``: where there is room for a draft."""
     uuid = about["instance"]
@@ -191,6 +181,10 @@ def _write(
             "problem": end.problem if isinstance(end, chain.Fault) else None,
             "contradictions": denied,
         }
+        kept_as = about["definition"].get("sha256")
+        if kept_as:
+            entry = evidence.entry_that_kept(db, uuid, kept_as, first=first)
+            about["definition"] |= {"entry": entry}
         held = holds.history(lock_db, instance=uuid)
         granted = permits.history(lock_db, instance=uuid)
         tar = evidence.Writer(archive, f"bootlock-evidence-{uuid}", about["at"])
@@ -211,8 +205,8 @@ def _write(
         tar.add_json("disks.json", disks.of_instance(lock_db, uuid))
         kept = preserved.of_instance(lock_db, uuid)
         tar.add_json("preserved.json", [row.as_dict() for row in kept])
-        if definition is not None:
-            tar.add("definition.xml", definition.encode("utf-8", "backslashreplace"))
+        for name, content in definitions.items():
+            tar.add(name, content)
         tar.add("journal/entries.jsonl", entries)
         tar.add("journal/hashes.txt", hashes)
         manifest, names = tar.close()
