@@ -59,14 +59,22 @@ def path_for(directory: Path, instance: str) -> Path:
 
 
 def read(path: Path) -> KeptDefinition | None:
-    """What is kept there; None for nothing. Raises OSError, or FenceError for what is damaged."""
+    """What is kept there; None for nothing.
+
+    Raises OSError, or FenceError for what is damaged or of another version's format.
+    """
     try:
         digest, _, body = path.read_bytes().partition(b"\n")
     except FileNotFoundError:
         return None
     if hashlib.sha256(body).hexdigest().encode() != digest:
         raise FenceError(f"{path} is damaged", "move it away: the definition is kept anew")
-    return _from(json.loads(body))
+    try:
+        return _from(json.loads(body))
+    except (KeyError, TypeError, ValueError) as error:
+        raise FenceError(
+            f"{path} was written by another version of bootlock", "upgrade bootlock on this host"
+        ) from error
 
 
 def write(path: Path, kept: KeptDefinition) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pty
 import subprocess
@@ -176,6 +177,17 @@ def test_one_that_is_damaged_is_not_printed(cli: Cli, custody: Path) -> None:
     result = show(cli, custody, RUNNING, "--xml")
     assert (result.exit, result.out) == (5, "")
     assert f"{path} is damaged; move it away" in result.err
+
+
+@pytest.mark.parametrize("body", [b'{"snapshots": [], "since": 1}', b"{}", b"[]", b"", b"\xff"])
+def test_one_in_the_format_of_another_version_is_said_to_be(
+    cli: Cli, custody: Path, body: bytes
+) -> None:
+    path = keptdefinition.path_for(custody, RUNNING)
+    path.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+    result = show(cli, custody, RUNNING, "--xml")
+    assert (result.exit, result.out) == (5, "")
+    assert "was written by another version of bootlock; upgrade bootlock" in result.err
 
 
 def test_who_may_not_read_it_is_told_so_and_not_given_libvirts(cli: Cli) -> None:
