@@ -19,6 +19,7 @@ from lockdb.when import iso
 #: What keeps other programs from ending a retained hold, or changing the journal.
 TRIGGERS = (
     "hold_is_kept",
+    "hold_is_not_displaced",
     "hold_is_not_replaced",
     "hold_is_retained",
     "hold_preserves",

@@ -289,6 +289,53 @@ def m0006_preserved(db: Database) -> None:
         db.execute(statement)
 
 
+_REPLACED = """
+DROP TRIGGER hold_is_retained;
+
+CREATE TRIGGER hold_is_retained BEFORE UPDATE ON hold
+WHEN OLD.released_at IS NULL AND OLD.retain_until
+  > CAST(ifnull((SELECT value FROM meta WHERE key = 'witness'), 0) AS INTEGER)
+BEGIN
+  SELECT RAISE(ABORT, 'the hold is retained')
+  WHERE NOT (NEW.released_at IS NULL OR (OLD.retention = 'governance' AND NEW.overridden))
+    OR NEW.id <> OLD.id
+    OR NEW.instance <> OLD.instance
+    OR NEW.source <> OLD.source
+    OR NEW.kind <> OLD.kind
+    OR NEW.blocks IS NOT OLD.blocks
+    OR (OLD.was_running = 0 AND NEW.was_running IS NOT 0)
+    OR NEW.retain_until IS NULL
+    OR NEW.retain_until < OLD.retain_until
+    OR (OLD.retention = 'compliance' AND NEW.retention <> 'compliance');
+END;
+
+DROP TRIGGER hold_is_not_replaced;
+
+CREATE TRIGGER hold_is_not_replaced BEFORE INSERT ON hold
+WHEN EXISTS (SELECT 1 FROM hold WHERE id = NEW.id AND retain_until IS NOT NULL)
+  OR EXISTS (SELECT 1 FROM hold WHERE source = NEW.source AND ref = NEW.ref
+    AND released_at IS NULL AND NEW.released_at IS NULL AND retain_until IS NOT NULL)
+BEGIN SELECT RAISE(ABORT, 'the hold is retained'); END;
+
+CREATE TRIGGER hold_is_not_displaced BEFORE UPDATE OF id, source, ref, released_at ON hold
+WHEN EXISTS (SELECT 1 FROM hold WHERE id = NEW.id AND id <> OLD.id AND retain_until IS NOT NULL)
+  OR EXISTS (SELECT 1 FROM hold WHERE source = NEW.source AND ref = NEW.ref AND id <> OLD.id
+    AND released_at IS NULL AND NEW.released_at IS NULL AND retain_until IS NOT NULL)
+BEGIN SELECT RAISE(ABORT, 'the hold is retained'); END
+"""
+
+
+@migrations()
+def m0007_replaced(db: Database) -> None:
+    """Nor does a retained hold end by the way of ``OR REPLACE``, which fires no trigger for it.
+
+    SQLite deletes in silence the row that is in the way of another: of its id, or its ref. And to
+    forget that it was off when it was locked would let a state-locked instance start.
+    """
+    for statement in _REPLACED.split(";\n\n"):
+        db.execute(statement)
+
+
 @cache
 def known_steps() -> frozenset[str]:
     """The names of all steps this version of bootlock knows."""

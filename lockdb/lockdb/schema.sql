@@ -110,27 +110,8 @@ CREATE TABLE permit (
   revoked_by TEXT
 ) WITHOUT ROWID;
 CREATE INDEX permit_instance ON permit (instance);
-CREATE TRIGGER hold_is_retained BEFORE UPDATE ON hold
-WHEN OLD.released_at IS NULL AND OLD.retain_until
-  > CAST(ifnull((SELECT value FROM meta WHERE key = 'witness'), 0) AS INTEGER)
-BEGIN
-  SELECT RAISE(ABORT, 'the hold is retained')
-  WHERE NOT (NEW.released_at IS NULL OR (OLD.retention = 'governance' AND NEW.overridden))
-    OR NEW.id <> OLD.id
-    OR NEW.instance <> OLD.instance
-    OR NEW.source <> OLD.source
-    OR NEW.kind <> OLD.kind
-    OR NEW.blocks IS NOT OLD.blocks
-    OR NEW.was_running > OLD.was_running
-    OR NEW.retain_until IS NULL
-    OR NEW.retain_until < OLD.retain_until
-    OR (OLD.retention = 'compliance' AND NEW.retention <> 'compliance');
-END;
 CREATE TRIGGER hold_is_kept BEFORE DELETE ON hold
 WHEN OLD.retain_until IS NOT NULL
-BEGIN SELECT RAISE(ABORT, 'the hold is retained'); END;
-CREATE TRIGGER hold_is_not_replaced BEFORE INSERT ON hold
-WHEN EXISTS (SELECT 1 FROM hold WHERE id = NEW.id AND retain_until IS NOT NULL)
 BEGIN SELECT RAISE(ABORT, 'the hold is retained'); END;
 CREATE TABLE preserved (
   instance TEXT NOT NULL,
@@ -153,4 +134,30 @@ CREATE TABLE preserved (
 CREATE TRIGGER hold_preserves BEFORE UPDATE ON hold
 WHEN OLD.released_at IS NULL AND OLD.preserve > NEW.preserve AND OLD.retain_until
   > CAST(ifnull((SELECT value FROM meta WHERE key = 'witness'), 0) AS INTEGER)
+BEGIN SELECT RAISE(ABORT, 'the hold is retained'); END;
+CREATE TRIGGER hold_is_retained BEFORE UPDATE ON hold
+WHEN OLD.released_at IS NULL AND OLD.retain_until
+  > CAST(ifnull((SELECT value FROM meta WHERE key = 'witness'), 0) AS INTEGER)
+BEGIN
+  SELECT RAISE(ABORT, 'the hold is retained')
+  WHERE NOT (NEW.released_at IS NULL OR (OLD.retention = 'governance' AND NEW.overridden))
+    OR NEW.id <> OLD.id
+    OR NEW.instance <> OLD.instance
+    OR NEW.source <> OLD.source
+    OR NEW.kind <> OLD.kind
+    OR NEW.blocks IS NOT OLD.blocks
+    OR (OLD.was_running = 0 AND NEW.was_running IS NOT 0)
+    OR NEW.retain_until IS NULL
+    OR NEW.retain_until < OLD.retain_until
+    OR (OLD.retention = 'compliance' AND NEW.retention <> 'compliance');
+END;
+CREATE TRIGGER hold_is_not_replaced BEFORE INSERT ON hold
+WHEN EXISTS (SELECT 1 FROM hold WHERE id = NEW.id AND retain_until IS NOT NULL)
+  OR EXISTS (SELECT 1 FROM hold WHERE source = NEW.source AND ref = NEW.ref
+    AND released_at IS NULL AND NEW.released_at IS NULL AND retain_until IS NOT NULL)
+BEGIN SELECT RAISE(ABORT, 'the hold is retained'); END;
+CREATE TRIGGER hold_is_not_displaced BEFORE UPDATE OF id, source, ref, released_at ON hold
+WHEN EXISTS (SELECT 1 FROM hold WHERE id = NEW.id AND id <> OLD.id AND retain_until IS NOT NULL)
+  OR EXISTS (SELECT 1 FROM hold WHERE source = NEW.source AND ref = NEW.ref AND id <> OLD.id
+    AND released_at IS NULL AND NEW.released_at IS NULL AND retain_until IS NOT NULL)
 BEGIN SELECT RAISE(ABORT, 'the hold is retained'); END;
