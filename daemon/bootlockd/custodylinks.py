@@ -3,6 +3,10 @@
 A hard link keeps a file's data when its first name is removed. It can't cross a file system, nor
 two mounts of one; so the directory lies beside the file, or, where that is in a directory of one
 instance's own, beside that directory: then an ``rm -rf`` of it does not reach the link.
+
+The directory is *sealed*, immutable, while something in it is kept: an ``rm -rf`` of what it lies
+in would remove both names of a file that may not be immutable itself. Where the file system has no
+such flag it is not.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from bootlockd import inodeflags
 from bootlockd.errors import FenceError
 from lockdb.values import looks_like_uuid
 
@@ -49,7 +54,7 @@ def name_for(path: str, instance: str, inode: int) -> str:
 
 
 def make(descriptor: int, link: str) -> None:
-    """Give an open file this further name, durably. It may have it already.
+    """Give an open file this further name, durably, and seal it. It may have it already.
 
     Raises OSError, or FenceError if the directory is not safe.
     """
@@ -62,6 +67,7 @@ def _make(descriptor: int, link: str) -> None:
     Path(parent).mkdir(mode=0o700, exist_ok=True)
     with _opened(parent) as directory:
         _must_be_private(parent, os.fstat(directory))
+        _seal(directory, wanted=False)
         try:
             found = os.stat(os.path.basename(link), dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
@@ -70,8 +76,21 @@ def _make(descriptor: int, link: str) -> None:
             if found.st_ino != os.fstat(descriptor).st_ino:
                 raise FenceError(f"{link!r} is another file", "move it away")
         os.fsync(directory)
+        _seal(directory, wanted=True)
     with _opened(os.path.dirname(parent)) as above:
         os.fsync(above)
+
+
+def seal(link: str, *, wanted: bool = True) -> None:
+    """Have nobody, or whoever may, remove what is beside this link. Raises OSError."""
+    with _one_at_a_time, _opened(os.path.dirname(link)) as directory:
+        _seal(directory, wanted=wanted)
+
+
+def is_sealed(link: str) -> bool:
+    """Nobody can remove it; or nothing could keep anybody from it. Raises OSError."""
+    with _opened(os.path.dirname(link)) as directory:
+        return inodeflags.is_immutable(directory) is not False
 
 
 def put_back(descriptor: int, path: str) -> None:
@@ -81,17 +100,24 @@ def put_back(descriptor: int, path: str) -> None:
         os.fsync(directory)
 
 
-def remove(link: str) -> None:
-    """End the second name, durably; the directory too if it is empty. Raises OSError."""
+def remove(link: str, *, sealed: bool) -> None:
+    """End the second name, durably; the directory too if it is empty. Raises OSError.
+
+    ``sealed``: whether the directory is, if there are others in it.
+    """
     parent = os.path.dirname(link)
     with _one_at_a_time, suppress(FileNotFoundError):
         with _opened(parent) as directory:
+            _seal(directory, wanted=False)
             with suppress(FileNotFoundError):
                 os.unlink(os.path.basename(link), dir_fd=directory)
             os.fsync(directory)
-        # Unless there are others.
-        with suppress(OSError):
-            os.rmdir(parent)
+            try:
+                os.rmdir(parent)
+            except OSError:
+                # There are others.
+                if sealed:
+                    _seal(directory, wanted=True)
         with _opened(os.path.dirname(parent)) as above:
             os.fsync(above)
 
@@ -112,6 +138,11 @@ def _opened(directory: str) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _seal(directory: int, *, wanted: bool) -> None:
+    if inodeflags.is_immutable(directory) is not None:
+        inodeflags.set_immutable(directory, wanted)
 
 
 def _link(descriptor: int, name: str, directory: int) -> None:

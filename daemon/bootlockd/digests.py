@@ -160,7 +160,9 @@ class Digester:
                 return
             if not custodylinks.is_file(row.path, row.inode):
                 return
-            custodylinks.remove(row.link)
+            with open_db(self._database, read_only=True) as lock_db:
+                sealed = preserved.are_linked_in(lock_db, os.path.dirname(row.link))
+            custodylinks.remove(row.link, sealed=sealed)
         except (OSError, Unreachable) as error:
             log.info("instance=%s %r stays: %s", row.instance, row.link, error)
             return

@@ -106,6 +106,14 @@ def standing(lock_db: LockDB) -> list[Preserved]:
     return _select(lock_db, "stage IN ('intended', 'kept')", [])
 
 
+def are_linked_in(lock_db: LockDB, directory: str, *, but: str = "") -> bool:
+    """Whether the second name of something that is kept is in it; other than this instance's."""
+    return any(
+        row.instance != but and row.link.rpartition("/")[0] == directory
+        for row in standing(lock_db)
+    )
+
+
 def left(lock_db: LockDB) -> list[Preserved]:
     """The rows of which a link was left."""
     return _select(lock_db, "stage = 'left'", [])

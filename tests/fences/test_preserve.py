@@ -202,6 +202,44 @@ def test_a_backing_file_is_linked_never_immutable_and_put_back(scene: Scene) -> 
     assert base.stat().st_nlink == 1
 
 
+def test_what_an_overlay_is_on_outlives_an_rm_of_the_directory_of_both(scene: Scene) -> None:
+    """As an external snapshot leaves it: no flag on the lower one, both beside each other."""
+    pool = scene.directory.parent / "web"
+    pool.mkdir()
+    lower = pool / "disk.img"
+    lower.write_bytes(b"the customer's" * 5000)
+    top = qcow2(pool / "disk.snapshot", lower, "raw")
+    scene.define(file_disk(top, image="qcow2"))
+    before = {path: (path.stat().st_ino, path.read_bytes()) for path in (lower, top)}
+    hold = kept(scene)
+    done = subprocess.run(["rm", "-rf", pool], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert not lower.exists(), "it is anybody's to remove"
+    scene.treat()
+    assert {path: (path.stat().st_ino, path.read_bytes()) for path in before} == before
+    assert scene.outcome(hold).state is State.ENFORCED
+    with pytest.raises(PermissionError):
+        (pool / ".bootlock").rename(pool / "aside")
+    released(scene, hold)
+    assert sorted(pool.iterdir()) == [lower, top]
+
+
+def test_what_was_left_is_anybodys_to_remove_once_nothing_beside_it_is_kept(
+    scenes: list[Scene],
+) -> None:
+    gone, other = scenes
+    other.define()
+    holds = [kept(gone), kept(other)]
+    gone.undefine()
+    released(gone, holds[0])
+    (left,) = [Path(row.link) for row in gone.rows() if row.stage is Stage.LEFT]
+    with pytest.raises(PermissionError):
+        left.unlink()
+    released(other, holds[1])
+    left.unlink()
+    left.parent.rmdir()
+
+
 def test_a_raw_disk_that_its_guest_made_look_like_an_overlay_leads_nowhere(scene: Scene) -> None:
     secret = scene.directory.parent / "secret"
     secret.write_bytes(b"of the host's")
@@ -247,12 +285,16 @@ def test_a_flag_that_somebody_took_off_is_set_again_and_a_lost_name_put_back(sce
     assert scene.disk.stat().st_ino == inode
     assert is_immutable(scene.disk)
     assert is_immutable(scene.directory)
-    subprocess.run(["chattr", "-i", scene.disk], check=True)
+    subprocess.run(["chattr", "-i", scene.disk, scene.links], check=True)
     next(scene.links.iterdir()).unlink()
     scene.treat()
     assert scene.outcome(hold).state is State.ENFORCED
     (link,) = scene.links.iterdir()
     assert link.samefile(scene.disk)
+    assert is_immutable(scene.links)
+    subprocess.run(["chattr", "-i", scene.links], check=True)
+    scene.treat()
+    assert is_immutable(scene.links)
     released(scene, hold)
 
 

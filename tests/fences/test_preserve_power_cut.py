@@ -51,6 +51,7 @@ def treated(scene: Scene, hold: Hold, state: State) -> None:
 def is_kept(scene: Scene) -> None:
     (link,) = scene.links.iterdir()
     assert link.samefile(scene.disk)
+    assert is_immutable(scene.links)
     assert is_immutable(scene.disk)
     assert is_immutable(scene.directory)
     assert {row.stage for row in scene.rows()} == {Stage.KEPT}

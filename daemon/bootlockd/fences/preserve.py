@@ -2,7 +2,7 @@
 
 What is done to each, undone when no hold orders it any more:
 
-    its own files      a hard link in a directory of root's own (bootlockd.custodylinks), and the
+    its own files      a hard link in a sealed directory (bootlockd.custodylinks), and the
                        immutable flag, which stops root as well (bootlockd.inodeflags)
     its own directory  the flag, where the directory is this instance's alone, as Nova's
                        instances/UUID: Nova renames it, and removes what it can in it
@@ -231,6 +231,8 @@ class PreserveFence(Quiet):
                 if row.link and not custodylinks.is_file(row.link, row.inode):
                     with target.linkable():
                         custodylinks.make(target.descriptor, row.link)
+                elif row.link:
+                    custodylinks.seal(row.link)
                 target.set_flag(wanted=True)
         except (OSError, FenceError) as error:
             if row.role is Role.DISK:
@@ -279,30 +281,34 @@ class PreserveFence(Quiet):
                     return self._undo_open(row, target, is_defined=is_defined)
             finally:
                 os.close(descriptor)
-        return _without_link(row, is_defined=is_defined)
+        with self._flags:
+            return self._without_link(row, is_defined=is_defined)
 
     def _undo_open(self, row: Preserved, target: Target, *, is_defined: bool) -> Preserved:
         if row.had_flag:
-            return _without_link(row, is_defined=is_defined)
+            return self._without_link(row, is_defined=is_defined)
         if self._is_anothers(row.instance, target):
             with target.linkable():
-                return _without_link(row, is_defined=is_defined)
+                return self._without_link(row, is_defined=is_defined)
         target.set_flag(wanted=False)
-        return _without_link(row, is_defined=is_defined)
+        return self._without_link(row, is_defined=is_defined)
 
-
-def _without_link(row: Preserved, *, is_defined: bool) -> Preserved:
-    """Remove its second name, unless it is to be left."""
-    if not row.link:
+    def _without_link(self, row: Preserved, *, is_defined: bool) -> Preserved:
+        """Remove its second name, unless it is to be left: to whoever may then remove it."""
+        if not row.link:
+            return row
+        directory = os.path.dirname(row.link)
+        with open_db(self._database, read_only=True) as lock_db:
+            sealed = preserved.are_linked_in(lock_db, directory, but=row.instance)
+        is_linked = custodylinks.is_file(row.link, row.inode)
+        lives = is_defined and custodylinks.is_file(row.path, row.inode)
+        if is_linked and not lives and not row.discard:
+            custodylinks.seal(row.link, wanted=sealed)
+            return replace(row, stage=Stage.LEFT)
+        if is_linked or not os.path.lexists(row.link):
+            # Where there is no link any more, its directory may be left of an interrupted undo.
+            custodylinks.remove(row.link, sealed=sealed)
         return row
-    is_linked = custodylinks.is_file(row.link, row.inode)
-    lives = is_defined and custodylinks.is_file(row.path, row.inode)
-    if is_linked and not lives and not row.discard:
-        return replace(row, stage=Stage.LEFT)
-    if is_linked or not os.path.lexists(row.link):
-        # Where there is no link any more, its directory may be left of an interrupted undo.
-        custodylinks.remove(row.link)
-    return row
 
 
 def _while_active(case: Case, rows: Sequence[Preserved]) -> Outcome:
@@ -329,6 +335,8 @@ def _faults_of(row: Preserved) -> Iterator[str]:
         os.close(descriptor)
     if row.link and not custodylinks.is_file(row.link, row.inode):
         yield f"{row.path!r} has no second name {row.link!r}"
+    elif row.link and not custodylinks.is_sealed(row.link):
+        yield f"{row.link!r}, its second name, can be removed"
 
 
 def _opened_again(row: Preserved, *, by_link: bool = True) -> int | None:
