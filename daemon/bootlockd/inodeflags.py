@@ -19,10 +19,12 @@ import os
 import struct
 
 _GET_FLAGS = 0x80086601
-SET_FLAGS = 0x40086602
+_SET_FLAGS = 0x40086602
 _IMMUTABLE = 0x10
 _GET_READ_ONLY = 0x125E
 _SET_READ_ONLY = 0x125D
+#: Those that change nothing.
+GETTING = frozenset({_GET_FLAGS, _GET_READ_ONLY})
 _INT = struct.Struct("i")
 
 #: How file systems say that they have no such flag.
@@ -44,7 +46,7 @@ def set_immutable(descriptor: int, wanted: bool) -> None:
     flags = _flags(descriptor)
     new = flags | _IMMUTABLE if wanted else flags & ~_IMMUTABLE
     if new != flags:
-        fcntl.ioctl(descriptor, SET_FLAGS, _INT.pack(new))
+        fcntl.ioctl(descriptor, _SET_FLAGS, _INT.pack(new))
     # Also where it was so already: whoever set it may have been cut short before this.
     os.fsync(descriptor)
 

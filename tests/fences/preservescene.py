@@ -7,6 +7,8 @@ import fcntl
 import os
 import struct
 import subprocess
+import sys
+import threading
 import time
 import uuid as uuids
 from collections.abc import Callable, Iterator
@@ -16,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlite_utils import Database
 
 from bootlockd import custodylinks, inodeflags
 from bootlockd.fences.preserve import PreserveFence
 from bootlockd.worker import Job, Worker
 from lockdb import database, enforcements, holds, preserved
-from lockdb.database import open_db
+from lockdb.database import LockDB, open_db
 from lockdb.enforcements import Enforcement
 from lockdb.preserved import Preserved
 from lockdb.values import Hold, NewHold
@@ -174,45 +177,110 @@ def make_immutable(path: Path, wanted: bool = True) -> None:
         os.close(descriptor)
 
 
+def overlay(path: Path, base: Path, base_format: str = "raw") -> Path:
+    command: list[str | Path] = [
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-F",
+        base_format,
+        "-b",
+        base,
+        path,
+    ]
+    subprocess.run(command, check=True)
+    return path
+
+
+#: What Python tells an audit hook of that changes a file system, or may: whatever is new is found.
+_CHANGES = {
+    "os.chflags",
+    "os.chmod",
+    "os.chown",
+    "os.exec",
+    "os.link",
+    "os.mkdir",
+    "os.posix_spawn",
+    "os.remove",
+    "os.removexattr",
+    "os.rename",
+    "os.rmdir",
+    "os.setxattr",
+    "os.symlink",
+    "os.system",
+    "os.truncate",
+    "os.utime",
+    "subprocess.Popen",
+}
+_TO_WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+
 class Boundaries:
-    """Everything that changes the disk, in the order in which it is done."""
+    """Everything of one thread that changes the disk, in the order in which it is done."""
 
     def __init__(self, box: Box, patch: pytest.MonkeyPatch) -> None:
-        self.crossed: list[str] = []
+        #: How many steps since it was armed, and of which kinds they ever were.
+        self._crossed = 0
+        self.kinds: set[str] = set()
         self._box = box
+        self._thread = threading.get_ident()
         self._fatal = 0
         self.was_cut = False
-        for module, name in (
-            (os, "fsync"),
-            (os, "link"),
-            (os, "unlink"),
-            (os, "mkdir"),
-            (os, "rmdir"),
-            (fcntl, "ioctl"),
-            (preserved, "intend"),
-            (preserved, "confirm"),
-            (preserved, "end"),
-            (enforcements, "record"),
-        ):
-            self._put(module, name, patch)
+        self._sync(patch)
+        self._write(patch)
+        # A hook is there until the process ends.
+        self.is_open = True
+        sys.addaudithook(self._audit)
 
     def arm(self, fatal: int) -> None:
         """Cut the power before the nth change from now on; 0: never."""
-        self.crossed.clear()
+        self._crossed = 0
         self._fatal = fatal
         self.was_cut = False
 
-    def _put(self, module: Any, name: str, patch: pytest.MonkeyPatch) -> None:
-        call: Callable[..., Any] = getattr(module, name)
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.is_open:
+            return
+        if event == "open":
+            changes = bool((arguments[2] or 0) & _TO_WRITE)
+        elif event == "fcntl.ioctl":
+            changes = arguments[1] not in inodeflags.GETTING
+        else:
+            changes = event in _CHANGES
+        if changes:
+            self._cross(event)
 
-        def counted(*arguments: Any, **named: Any) -> Any:
-            if name == "ioctl" and arguments[1] != inodeflags.SET_FLAGS:
-                return call(*arguments, **named)
-            self.crossed.append(name)
-            if len(self.crossed) == self._fatal:
-                self._fatal, self.was_cut = 0, True
-                self._box.cut()
-                raise PowerCut
-            return call(*arguments, **named)
+    def _sync(self, patch: pytest.MonkeyPatch) -> None:
+        call = os.fsync
 
-        patch.setattr(module, name, counted)
+        def counted(descriptor: int) -> None:
+            self._cross("fsync")
+            call(descriptor)
+
+        patch.setattr(os, "fsync", counted)
+
+    def _write(self, patch: pytest.MonkeyPatch) -> None:
+        """A transaction is one step: it is there or it is not."""
+        call = LockDB.write
+
+        @contextmanager
+        def counted(lock_db: LockDB) -> Iterator[Database]:
+            if not lock_db.db.conn.in_transaction:
+                self._cross("transaction")
+            with call(lock_db) as db:
+                yield db
+
+        patch.setattr(LockDB, "write", counted)
+
+    def _cross(self, name: str) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        self._crossed += 1
+        if self._fatal:
+            self.kinds.add(name)
+        if self._crossed == self._fatal:
+            self._fatal, self.was_cut = 0, True
+            self._box.cut()
+            raise PowerCut

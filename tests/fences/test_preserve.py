@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bootlockd.digests import Digester
-from fences.preservescene import Scene, is_immutable, make_immutable
+from fences.preservescene import Scene, is_immutable, make_immutable, overlay
 from lockdb.enforcements import State
 from lockdb.preserved import Role, Stage
 from lockdb.values import Hold
@@ -65,23 +65,6 @@ def released(scene: Scene, hold: Hold, *, discard: bool = False) -> str:
     return outcome.detail
 
 
-def qcow2(path: Path, base: Path, base_format: str = "qcow2") -> Path:
-    command: list[str | Path] = [
-        "qemu-img",
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-F",
-        base_format,
-        "-b",
-        base,
-        path,
-    ]
-    subprocess.run(command, check=True)
-    return path
-
-
 def test_what_was_there_before_is_there_after(scene: Scene) -> None:
     config = scene.directory / "disk.config"
     config.write_bytes(b"config")
@@ -122,8 +105,8 @@ def test_a_disk_of_two_preserved_instances_is_kept_until_the_last_is_released(
 def test_a_disk_that_is_anothers_backing_file_is_immutable_as_long_as_it_is_a_disk(
     scenes: list[Scene], first: int, last: int
 ) -> None:
-    overlay = qcow2(scenes[1].disk, scenes[0].disk, "raw")
-    scenes[1].define(file_disk(overlay, image="qcow2"))
+    overlay(scenes[1].disk, scenes[0].disk)
+    scenes[1].define(file_disk(scenes[1].disk, image="qcow2"))
     held = {number: kept(scenes[number]) for number in (first, 1 - first)}
     assert is_immutable(scenes[0].disk)
     released(scenes[1 - last], held[1 - last])
@@ -174,8 +157,8 @@ def test_a_directory_by_another_name_is_never_immutable(scene: Scene) -> None:
 def test_a_backing_file_is_linked_never_immutable_and_put_back(scene: Scene) -> None:
     base = scene.directory.parent / "base.img"
     base.write_bytes(bytes(1 << 16))
-    middle = qcow2(scene.directory.parent / "middle.qcow2", base, "raw")
-    top = qcow2(scene.directory / "top.qcow2", middle)
+    middle = overlay(scene.directory.parent / "middle.qcow2", base)
+    top = overlay(scene.directory / "top.qcow2", middle, "qcow2")
     scene.define(file_disk(top, image="qcow2"))
     hold = kept(scene)
     roles = {row.path: row.role for row in scene.rows()}
@@ -208,7 +191,7 @@ def test_what_an_overlay_is_on_outlives_an_rm_of_the_directory_of_both(scene: Sc
     pool.mkdir()
     lower = pool / "disk.img"
     lower.write_bytes(b"the customer's" * 5000)
-    top = qcow2(pool / "disk.snapshot", lower, "raw")
+    top = overlay(pool / "disk.snapshot", lower)
     scene.define(file_disk(top, image="qcow2"))
     before = {path: (path.stat().st_ino, path.read_bytes()) for path in (lower, top)}
     hold = kept(scene)
@@ -243,7 +226,7 @@ def test_what_was_left_is_anybodys_to_remove_once_nothing_beside_it_is_kept(
 def test_a_raw_disk_that_its_guest_made_look_like_an_overlay_leads_nowhere(scene: Scene) -> None:
     secret = scene.directory.parent / "secret"
     secret.write_bytes(b"of the host's")
-    qcow2(scene.disk, secret, "raw")
+    overlay(scene.disk, secret)
     hold = kept(scene)
     assert str(secret) not in {row.path for row in scene.rows()}
     assert secret.stat().st_nlink == 1
