@@ -46,6 +46,27 @@ def paths(domain_xml: str) -> Iterator[str]:
             yield path
 
 
+def elsewhere(domain_xml: str) -> Iterator[str]:
+    """What a guest writes to that is no file, device or volume which its disks name.
+
+    Each in a few words. Raises ParseError or InvalidValue.
+    """
+    for target in disks.nameless(domain_xml):
+        yield f"its disk {target!r} is no file, device or volume"
+    devices = ET.fromstring(domain_xml).find("./devices")  # noqa: S314 - from libvirt
+    for device in devices if devices is not None else ():
+        source = device.find("source")
+        if source is None or device.find("readonly") is not None:
+            continue
+        if device.tag == "filesystem":
+            name = next(iter(source.attrib.values()), "")
+            yield f"{name!r} is a file system that it shares with this host"
+        elif device.tag == "hostdev" and device.get("type", "").startswith("scsi"):
+            yield "a SCSI device was handed to it whole"
+        elif device.tag == "memory" and (path := source.findtext("path")):
+            yield f"{path!r} is its persistent memory"
+
+
 def chain_of(path: str, kind: str) -> Chain:
     """What belongs to the image at ``path``, of this format. Raises OSError."""
     chain = Chain()

@@ -21,6 +21,7 @@ from bootlockd.errors import FenceError, NoSuchDriver, Unreachable
 from bootlockd.values import Case
 from lockdb import disks
 from lockdb.database import open_db
+from lockdb.errors import InvalidValue
 from lockdb.preserved import Preserved, Role, Stage
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def find(
     Raises Unreachable or FenceError.
     """
     search = _Search(rows, stack)
-    kinds = _kinds(case) if whole else {}
+    kinds = _kinds(case, search) if whole else {}
     for key in case.disks:
         kind, _, name = key.partition(":")
         if kind == "net":
@@ -237,14 +238,17 @@ class _Search:
         return ""
 
 
-def _kinds(case: Case) -> dict[str, str]:
+def _kinds(case: Case, search: _Search) -> dict[str, str]:
     """The formats of its disks. Undefined, it has had its backing files noted before."""
     if case.guest is None:
         return {}
     document = hypervisor.document_of(case.guest, inactive=True)
+    if document is None:
+        return {}
     try:
-        return diskfiles.formats(document) if document else {}
-    except ET.ParseError as error:
+        search.refused += diskfiles.elsewhere(document)
+        return diskfiles.formats(document)
+    except (ET.ParseError, InvalidValue) as error:
         raise FenceError(f"libvirt's XML of it: {error}", "see 'virsh dumpxml'") from error
 
 

@@ -30,13 +30,16 @@ _BLANK = str.maketrans("\t\n\r", "   ")
 
 def keys_of(domain_xml: str) -> frozenset[str]:
     """The keys of the own writable disks in libvirt's XML of a domain. Raises InvalidValue."""
-    try:
-        # Blanks for white space, one for one: the parser would make CR LF a single one.
-        domain = ET.fromstring(domain_xml.translate(_BLANK))  # noqa: S314 - from libvirt, no DTD
-    except ET.ParseError as error:
-        raise InvalidValue("domain XML", str(error)) from error
-    disks = domain.iterfind("./devices/disk")
-    return frozenset(key for disk in disks if _is_own(disk) for key in _keys(disk))
+    return frozenset(key for disk in _own(domain_xml) for key in _keys(disk))
+
+
+def nameless(domain_xml: str) -> list[str]:
+    """Where the guest sees those of its own writable disks that have no key. InvalidValue."""
+    return [
+        target.get("dev", "") if (target := disk.find("target")) is not None else ""
+        for disk in _own(domain_xml)
+        if disk.find("source") is not None and not [*_keys(disk)]
+    ]
 
 
 def record(lock_db: LockDB, instance: str, keys: Iterable[str], *, now: int) -> None:
@@ -67,6 +70,15 @@ def by_instance(lock_db: LockDB) -> dict[str, list[str]]:
 
 def _of(instance: str) -> tuple[str, list[str]]:
     return "SELECT source FROM held_disk WHERE instance = ? ORDER BY source", [instance]
+
+
+def _own(domain_xml: str) -> list[ET.Element]:
+    try:
+        # Blanks for white space, one for one: the parser would make CR LF a single one.
+        domain = ET.fromstring(domain_xml.translate(_BLANK))  # noqa: S314 - from libvirt, no DTD
+    except ET.ParseError as error:
+        raise InvalidValue("domain XML", str(error)) from error
+    return [disk for disk in domain.iterfind("./devices/disk") if _is_own(disk)]
 
 
 def _is_own(disk: ET.Element) -> bool:

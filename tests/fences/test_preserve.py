@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from fences.preservescene import Scene, is_immutable, make_immutable, overlay
 from lockdb.enforcements import State
 from lockdb.preserved import Role, Stage
 from lockdb.values import Hold
-from privatehost import PrivateHost, disk_xml, file_disk
+from privatehost import PrivateHost, disk_xml, domain_xml, file_disk
 
 pytestmark = pytest.mark.live
 
@@ -255,6 +256,64 @@ def test_what_can_not_be_preserved_is_said_and_the_rest_is(scene: Scene) -> None
     assert "NOT PRESERVED: '/proc/version': its file system has no immutable" in outcome.detail
     assert "preserved: 1 disk, 1 directory" in outcome.detail
     assert is_immutable(scene.disk)
+    released(scene, hold)
+
+
+SHARED = """
+  <devices>
+    <filesystem type='mount'>
+      <driver type='virtiofs'/><source dir='/srv/share'/><target dir='share'/>
+    </filesystem>
+    <filesystem type='mount'>
+      <source dir='/srv/media'/><target dir='media'/><readonly/>
+    </filesystem>
+    <hostdev mode='subsystem' type='scsi'>
+      <source><adapter name='scsi_host0'/><address bus='0' target='0' unit='0'/></source>
+    </hostdev>
+    <disk type='nvme' device='disk'>
+      <source type='pci' managed='no' namespace='1'>
+        <address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/>
+      </source>
+      <target dev='vdb' bus='virtio'/>
+    </disk>
+    <disk type='vhostuser' device='disk'>
+      <source type='unix' path='/run/spdk.sock'/><target dev='vdc' bus='virtio'/>
+    </disk>
+    <disk type='network' device='disk'>
+      <source protocol='iscsi' name='iqn.2026-01.com.example:one/1'><host name='san'/></source>
+      <target dev='vdd' bus='virtio'/>
+    </disk>
+"""
+
+
+def test_what_is_no_disk_here_and_is_written_to_is_said_as_well(
+    scene: Scene, host: PrivateHost
+) -> None:
+    """As libvirt takes it: shared directories, devices that were handed through, sockets."""
+    document = domain_xml(scene.uuid, scene.uuid, disks=[scene.disk])
+    assert document.count("<devices>") == 1
+    # libvirt has virtiofs share the guest's memory.
+    memory = "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"
+    document = document.replace("<devices>", memory + SHARED)
+    with closing(host.connect()) as connection:
+        connection.defineXML(document)
+    hold = scene.place()
+    scene.treat()
+    outcome = scene.outcome(hold)
+    assert outcome.state is State.FAILED
+    for why in (
+        "'/srv/share' is a file system that it shares with this host",
+        "a SCSI device was handed to it whole",
+        "its disk 'vdb' is no file, device or volume",
+        "its disk 'vdc' is no file, device or volume",
+        "'net:iscsi:iqn.2026-01.com.example:one/1' is not on this host",
+    ):
+        assert f"NOT PRESERVED: {why}" in outcome.detail
+    assert outcome.detail.count("NOT PRESERVED") == 5
+    assert "preserved: 1 disk" in outcome.detail
+    # It is not forgotten at the next look.
+    scene.treat()
+    assert scene.outcome(hold).detail == outcome.detail
     released(scene, hold)
 
 
