@@ -11,6 +11,7 @@ libvirt's access driver on; so what is refused, bootlock's rules refuse.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any, Self
@@ -145,6 +146,12 @@ class PolkitHost(PrivateHost):
         argv: list[str | Path] = ["/usr/bin/python3", script, pid]
         answers: Any = json.loads(self.run(argv, input=json.dumps(questions)).stdout)
         return list(answers)
+
+    def permissions(self, *objects: str) -> set[str]:
+        """All that libvirt knows of these objects, by the list that it gives polkit."""
+        listed = self.run(["sh", "-c", f"cat {POLICY.parent}/*.policy"]).stdout
+        ids = re.findall(r'<action id="org\.libvirt\.api\.([^"]+)"', listed)
+        return {name for name in ids if name.partition(".")[0] in objects}
 
     def runs(self, text: str) -> bool:
         """Whether polkit runs these rules."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 import uuid as uuids
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 from bootlockd import polkitrules
 from daemonhost import Daemon
 from lockdb import database, disks, holds, permits
-from lockdb.operations import HARMLESS, PERMISSIONS, RULES, refused_permissions
+from lockdb.operations import HARMLESS, RULES, refused_permissions
 from lockdb.values import Hold, NewHold, Operation
 from polkithost import FUTURE, SETTINGS, USER, PolkitHost
 from polkithost import RULES as RULES_FILE
@@ -51,7 +52,9 @@ class Guest:
         return row["state"], row["detail"]
 
     def release(self) -> None:
-        self.host.bootlock("release", "--instance", self.name, "--all", "--reason", "done")
+        """All holds; there may be none."""
+        release = ["release", "--instance", self.uuid, "--all", "--reason", "done"]
+        assert self.host.bootlock(*release, check=False).returncode in {0, 3}
 
     def refused(self, *command: str) -> bool:
         """``("undefine",)``: whether libvirt refuses it to her, about this guest."""
@@ -63,8 +66,12 @@ class Guest:
         return self.host.polkit_says([{"permission": permission, **details}])[0]
 
     @property
+    def state(self) -> str:
+        return self.host.virsh("domstate", self.uuid).stdout.strip()
+
+    @property
     def runs(self) -> bool:
-        return self.host.virsh("domstate", self.name).stdout.strip() != "shut off"
+        return self.state != "shut off"
 
 
 @pytest.fixture(scope="module")
@@ -106,123 +113,222 @@ def define(host: PolkitHost, disk: str = "") -> Guest:
 
 # -- every permission -------------------------------------------------------------------------
 
+#: Whether it is refused: on what is boot-locked, state-locked (it was off), state-locked (it ran),
+#: blocked in part (delete,volume-delete). Not made of lockdb.operations: that is what is tested.
+VERDICTS = """
+domain.block-read       yes yes yes yes
+domain.block-write      NO  NO  NO  yes
+domain.checkpoint       NO  NO  NO  yes
+domain.core-dump        NO  NO  NO  yes
+domain.delete           NO  NO  NO  NO
+domain.fs-freeze        NO  yes yes yes
+domain.fs-trim          NO  yes yes yes
+domain.getattr          yes yes yes yes
+domain.hibernate        NO  NO  NO  yes
+domain.init-control     NO  NO  NO  yes
+domain.inject-nmi       NO  NO  NO  yes
+domain.mem-read         yes yes yes yes
+domain.migrate          NO  yes yes yes
+domain.open-device      NO  yes yes yes
+domain.open-graphics    NO  yes yes yes
+domain.open-namespace   NO  yes yes yes
+domain.pm-control       NO  NO  NO  yes
+domain.read             yes yes yes yes
+domain.read-secure      yes yes yes yes
+domain.reset            NO  NO  NO  yes
+domain.save             NO  NO  NO  yes
+domain.screenshot       yes yes yes yes
+domain.send-input       NO  yes yes yes
+domain.send-signal      NO  NO  NO  yes
+domain.set-password     NO  yes yes yes
+domain.set-time         NO  yes yes yes
+domain.snapshot         NO  NO  NO  yes
+domain.start            NO  NO  yes yes
+domain.stop             NO  NO  NO  yes
+domain.suspend          NO  NO  NO  yes
+domain.write            NO  NO  NO  yes
+storage-pool.format     NO  NO  NO  NO
+storage-vol.create      yes yes yes yes
+storage-vol.data-read   yes yes yes yes
+storage-vol.data-write  NO  NO  NO  yes
+storage-vol.delete      NO  NO  NO  NO
+storage-vol.format      NO  NO  NO  yes
+storage-vol.getattr     yes yes yes yes
+storage-vol.read        yes yes yes yes
+storage-vol.resize      NO  NO  NO  yes
+"""
 
-def test_every_permission_is_refused_to_exactly_those_whom_it_is_to_be(
+
+def verdicts() -> dict[str, list[bool]]:
+    """By permission, whether she may: the columns of the table."""
+    lines = [line.split() for line in VERDICTS.split("\n") if line]
+    return {name: [word == "yes" for word in words] for name, *words in lines}
+
+
+def test_every_permission_of_libvirts_own_list_is_refused_to_exactly_those_whom_it_is_to_be(
     host: PolkitHost, guest: Guest
 ) -> None:
-    """Locked, held by a customer, blocked in part, free: what polkit says of each permission."""
-    state, part, free = define(host), define(host), define(host)
-    held = {guest: guest.place(), state: state.place("--kind", "state-lock")}
-    held[part] = part.place("--kind", "state-lock", "--block", "delete,volume-delete")
-    with database.open_db(host.outside("/var/lib/bootlock/lock.db")) as lock_db:
-        blocks = {one: holds.find(lock_db, hold).blocked for one, hold in held.items()}
-    assert [len(blocked) for blocked in blocks.values()] == [24, 22, 2]
+    """One that a newer libvirt has fails this until it is in the table above.
 
-    names = sorted(PERMISSIONS | set(FUTURE))
-    table = {}
-    for one in (guest, state, part, free):
-        details = [
-            {"permission": name}
-            | (one.volume if name.startswith("storage") else {"domain_uuid": one.uuid})
-            for name in names
-        ]
-        table[one] = dict(zip(names, host.polkit_says(details), strict=True))
-    for name in names:
-        words = ["yes" if table[one][name] else "REFUSED" for one in (guest, state, part, free)]
-        print(f"{name:<28}", *(f"{word:<8}" for word in words))
-    for one in (guest, state, part):
-        refused = refused_permissions(blocks[one]) | set(FUTURE)
-        if one is not guest:
-            # Its disk lies in the same pool as that of the others.
-            refused |= {"storage-pool.format"}
-        assert {name for name in names if not table[one][name]} == refused
-    assert {name for name in names if not table[free][name]} == {"storage-pool.format"}
-    assert all(table[guest][name] for name in HARMLESS)
-    for one in (state, part):
+    Two that no libvirt has are on the list of this host, to show it: they are refused wherever
+    anything is held.
+    """
+    off, ran, part, free = (define(host) for _ in range(4))
+    host.virsh("start", ran.name)
+    guest.place()
+    off.place("--kind", "state-lock")
+    ran.place("--kind", "state-lock")
+    part.place("--kind", "state-lock", "--block", "delete,volume-delete")
+    host.virsh("destroy", ran.name)
+
+    names = sorted(host.permissions("domain", "storage-vol") | {"storage-pool.format"})
+    expected = verdicts()
+    assert set(names) - expected.keys() == set(FUTURE), "libvirt has another permission"
+    assert expected.keys() <= set(names)
+    expected |= dict.fromkeys(FUTURE, [False] * 4)
+    table = [
+        host.polkit_says(
+            [
+                {"permission": name}
+                | (one.volume if name.startswith("storage") else {"domain_uuid": one.uuid})
+                for name in names
+            ]
+        )
+        for one in (guest, off, ran, part, free)
+    ]
+    found = dict(zip(names, map(list, zip(*table, strict=True)), strict=True))
+    for name, row in found.items():
+        print(f"{name:<28}", *(f"{'yes' if may else 'REFUSED':<8}" for may in row))
+    # The disk of the free one lies in the same pool as that of the others.
+    assert found == {name: [*row, name != "storage-pool.format"] for name, row in expected.items()}
+    assert {name for name, row in expected.items() if all(row)} == HARMLESS
+    for one in (off, ran, part):
         one.release()
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("start",),
-        ("undefine",),
-        ("setmem", "32M", "--config"),
-        ("domrename", "another"),
-        ("autostart",),
-        ("desc", "--title", "x"),
-        ("attach-disk", "/dev/null", "vdb", "--config"),
-        ("detach-disk", "vda", "--config"),
-        ("snapshot-create",),
-        ("snapshot-revert", "s"),
-        ("snapshot-revert", "s", "--running"),
-        ("snapshot-delete", "s"),
-        ("start", "--force-boot"),
-        ("blockresize", "vda", "2M"),
-        ("set-lifecycle-action", "poweroff", "restart"),
-    ],
-    ids=" ".join,
-)
+#: What no state lock blocks: it moves the instance, or acts inside it.
+_INSIDE = {"migrate", "send-key", "set-user-password", "domtime", "domfsfreeze", "domfstrim"}
+
+WHILE_OFF = [
+    "setmem {} 32M --config",
+    "autostart {}",
+    "desc {} --title x",
+    "attach-disk {} /dev/null vdb --config",
+    "detach-disk {} vda --config",
+    "snapshot-create {}",
+    "snapshot-create-as {} t --disk-only",
+    # Without a start's permission.
+    "snapshot-revert {} s",
+    "snapshot-revert {} s --running",
+    "snapshot-revert {} s --force",
+    "snapshot-delete {} s",
+    "blockresize {} vda 2M",
+    "set-lifecycle-action {} poweroff restart",
+    "managedsave-define {} /dev/null",
+    "domrename {} another-{}",
+    "start {}",
+    "start {} --force-boot",
+    "start {} --paused",
+    "undefine {}",
+    "undefine {} --managed-save --snapshots-metadata --remove-all-storage",
+]
+
+WHILE_IT_RUNS = [
+    "shutdown {}",
+    "reboot {}",
+    "suspend {}",
+    "resume {}",
+    "managedsave {} --paused",
+    "save {} /var/lib/libvirt/x",
+    "dump {} /var/lib/libvirt/x --crash",
+    "dump {} /var/lib/libvirt/x --reset",
+    "inject-nmi {}",
+    "dompmsuspend {} disk",
+    "dompmwakeup {}",
+    "qemu-monitor-command {} --hmp cont",
+    "qemu-monitor-command {} --hmp system_reset",
+    "qemu-monitor-command {} --hmp quit",
+    "qemu-agent-command {} {{}}",
+    "attach-disk {} /dev/null vdb",
+    "detach-disk {} vda",
+    "setvcpus {} 1",
+    "blockcopy {} vda /var/lib/libvirt/x",
+    "blockcommit {} vda",
+    "blockpull {} vda",
+    "checkpoint-create-as {} c",
+    "snapshot-create-as {} t",
+    "send-key {} KEY_A",
+    "set-user-password {} root x",
+    "domtime {} --now",
+    "domfsfreeze {}",
+    "domfstrim {}",
+    "migrate {} qemu+unix:///system?socket=/nowhere --p2p",
+    "reset {}",
+    "undefine {}",
+    "destroy {} --graceful",
+    "destroy {}",
+]
+
+
+@dataclass(frozen=True)
+class Three:
+    """What is boot-locked, what its customer locked, and what is free."""
+
+    boot: Guest
+    state: Guest
+    free: Guest
+
+    def verdicts(self, command: str) -> tuple[bool, bool, bool]:
+        """Whether libvirt refuses it to her, about each."""
+        boot, state, free = (
+            one.host.refused(*command.format(one.uuid, one.uuid).split())
+            for one in (self.boot, self.state, self.free)
+        )
+        return boot, state, free
+
+
+@pytest.fixture(scope="module")
+def stopped(host: PolkitHost, daemon: Daemon) -> Three:
+    """Off, with a snapshot each."""
+    assert daemon.pid
+    three = Three(*(define(host) for _ in range(3)))
+    for one in (three.boot, three.state, three.free):
+        host.virsh("snapshot-create-as", one.name, "s")
+    three.boot.place()
+    three.state.place("--kind", "state-lock")
+    return three
+
+
+@pytest.mark.parametrize("command", WHILE_OFF)
 def test_what_is_off_can_be_neither_changed_nor_started_nor_deleted(
-    stopped: Guest, command: tuple[str, ...]
+    stopped: Three, command: str
 ) -> None:
-    assert stopped.refused(*command)
+    assert stopped.verdicts(command) == (True, True, False)
+    assert not stopped.boot.runs
+    assert not stopped.state.runs
 
 
 @pytest.fixture(scope="module")
-def stopped(host: PolkitHost, daemon: Daemon) -> Guest:
-    """Off and held, with a snapshot."""
+def running(host: PolkitHost, daemon: Daemon) -> Iterator[Three]:
+    """One that its boot lock paused: a resume by any way would let it run. The others run."""
     assert daemon.pid
-    guest = define(host)
-    host.virsh("snapshot-create-as", guest.name, "s")
-    guest.place()
-    return guest
+    three = Three(*(define(host) for _ in range(3)))
+    for one in (three.boot, three.state, three.free):
+        host.virsh("start", one.name)
+    three.boot.place("--on-running", "pause")
+    three.state.place("--kind", "state-lock")
+    yield three
+    for one in (three.boot, three.state, three.free):
+        one.release()
+        host.virsh("destroy", one.uuid, check=False)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("destroy",),
-        ("shutdown",),
-        ("reboot",),
-        ("reset",),
-        ("suspend",),
-        ("resume",),
-        ("managedsave",),
-        ("save", "/var/lib/libvirt/x"),
-        ("dump", "/var/lib/libvirt/x", "--crash"),
-        ("inject-nmi",),
-        ("dompmsuspend", "disk"),
-        ("dompmwakeup",),
-        ("qemu-monitor-command", "--hmp", "cont"),
-        ("qemu-monitor-command", "--hmp", "system_reset"),
-        ("qemu-agent-command", "{}"),
-        ("send-key", "KEY_A"),
-        ("blockcopy", "vda", "/var/lib/libvirt/x"),
-        ("blockcommit", "vda"),
-        ("update-memory-device", "--print-xml"),
-        ("migrate", "qemu+unix:///system?socket=/nowhere", "--p2p"),
-        ("undefine",),
-    ],
-    ids=" ".join,
-)
-def test_what_was_paused_stays_so_and_is_left_alone(
-    paused: Guest, command: tuple[str, ...]
-) -> None:
-    assert paused.refused(*command) or command[0] == "update-memory-device"
-    assert paused.host.virsh("domstate", paused.name).stdout.strip() == "paused"
-
-
-@pytest.fixture(scope="module")
-def paused(host: PolkitHost, daemon: Daemon) -> Iterator[Guest]:
-    """Paused by its boot lock: a resume by any way would let it run."""
-    assert daemon.pid
-    guest = define(host)
-    host.virsh("start", guest.name)
-    guest.place("--on-running", "pause")
-    yield guest
-    guest.release()
-    host.virsh("destroy", guest.name)
+@pytest.mark.parametrize("command", WHILE_IT_RUNS)
+def test_what_runs_or_was_paused_stays_so_and_is_left_alone(running: Three, command: str) -> None:
+    is_inside = command.partition(" ")[0] in _INSIDE
+    assert running.verdicts(command) == (True, not is_inside, False)
+    states = [running.boot.state, running.state.state]
+    assert states == ["paused", "running"]
 
 
 def test_the_volume_of_a_disk_outlives_its_pool_and_another_does_not(
@@ -383,11 +489,16 @@ def test_the_providers_order_is_carried_out_and_the_customers_lock_stays(
     assert guest.refused("start")
 
 
+@pytest.mark.parametrize("kind", ["boot-lock", "state-lock"])
 def test_a_save_that_force_boot_would_remove_is_there_when_it_is_refused(
-    host: PolkitHost, guest: Guest
+    host: PolkitHost, guest: Guest, kind: str
 ) -> None:
     host.virsh("start", guest.name)
-    guest.place("--on-running", "managed-save")
+    if kind == "boot-lock":
+        guest.place("--on-running", "managed-save")
+    else:
+        host.virsh("managedsave", guest.name)
+        guest.place("--kind", kind)
     saved = host.outside("/var/lib/libvirt/qemu/save") / f"{guest.name}.save"
     before = saved.stat()
     assert guest.refused("start", "--force-boot")
@@ -518,26 +629,31 @@ def test_a_domain_that_a_stranger_may_start_is_a_fault(host: PolkitHost, daemon:
 def test_ten_thousand_held_instances_cost_a_call_little_more_than_none(
     host: PolkitHost, guest: Guest, daemon: Daemon
 ) -> None:
-    """The same calls of the same client, side by side, with rules about none and about many."""
+    """The same calls of the same client, side by side, with rules about none and about many.
+
+    Whoever it is that is asked about, is among the many. It was 1.0 to 1.2 times; with a look at
+    each of them it was 3.
+    """
     hold = Hold(**asdict(NewHold(guest.uuid, "r", "t")), **_PLACED)
-    names = [str(uuids.uuid4()) for _ in range(10_000)]
+    names = [guest.uuid, *(str(uuids.uuid4()) for _ in range(9_999))]
     many = {uuid: polkitrules.entry_of([hold], [], [f"path:/images/{uuid}"]) for uuid in names}
     texts = [polkitrules.text(entries, polkitrules.Privileged()) for entries in ({}, many)]
     daemon.stop()
     took: list[list[float]] = [[], []]
     try:
-        for turn in range(6):
+        for turn in range(10):
             text = texts[turn % 2]
             host.rules(text)
             wait_until(partial(host.runs, text), "polkit has them")
             began = time.monotonic()
-            host.virsh_as_user([f"domstate {guest.uuid}"] * 100)
+            host.virsh_as_user([f"domstate {guest.uuid}"] * 60)
             took[turn % 2].append(time.monotonic() - began)
     finally:
         daemon.start()
-    none, ten_thousand = map(min, took)
-    print(f"{ten_thousand / none:.2f} times, {len(texts[1]) / 2**20:.1f} MiB of rules")
-    assert ten_thousand < 3 * none
+    # What else the machine does comes and goes: neighbours in time are compared.
+    ratio = statistics.median(b / a for a, b in zip(*took, strict=True))
+    print(f"{ratio:.2f} times, {len(texts[1]) / 2**20:.1f} MiB of rules")
+    assert ratio < 2
 
 
 _PLACED: dict[str, Any] = {
