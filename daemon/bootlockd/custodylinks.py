@@ -93,8 +93,8 @@ def is_sealed(link: str) -> bool:
         return inodeflags.is_immutable(directory) is not False
 
 
-def put_back(descriptor: int, path: str) -> None:
-    """Give an open file its first name again, durably. Raises OSError."""
+def give_name(descriptor: int, path: str) -> None:
+    """Give an open file this name, or give it back, durably. Raises OSError."""
     with _opened(os.path.dirname(path)) as directory:
         _link(descriptor, os.path.basename(path), directory)
         os.fsync(directory)

@@ -37,14 +37,21 @@ class Seen:
     #: Parents first.
     snapshots: tuple[str, ...]
     current_snapshot: str | None
+    versions: str
 
 
 def see(guest: Guest) -> Seen | None:
     """The definition of a guest; None if it has none (any more). Raises Unreachable."""
 
-    def ask(domain: Any) -> Seen:
-        names = tuple(snapshot.getName() for snapshot in _snapshots(domain))
-        return Seen(domain.XMLDesc(_WHOLE), _autostart(domain), names, _current(domain, names))
+    def ask(opened: Any, domain: Any) -> Seen:
+        names = tuple(snapshot.getName() for snapshot in hypervisor.snapshots_of(domain))
+        return Seen(
+            document=domain.XMLDesc(_WHOLE),
+            autostart=hypervisor.is_autostarted(domain),
+            snapshots=names,
+            current_snapshot=_current(domain, names),
+            versions=_versions(opened),
+        )
 
     return _of(guest, ask)
 
@@ -52,12 +59,12 @@ def see(guest: Guest) -> Seen | None:
 def take(guest: Guest, now: int) -> KeptDefinition | None:
     """All that is to be kept of a guest's definition; None if it has none. Raises Unreachable."""
 
-    def ask(domain: Any) -> KeptDefinition:
+    def ask(opened: Any, domain: Any) -> KeptDefinition:
         document = domain.XMLDesc(_WHOLE)
         whole = libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE
         snapshots = tuple(
             Snapshot(snapshot.getName(), snapshot.getXMLDesc(whole))
-            for snapshot in _snapshots(domain)
+            for snapshot in hypervisor.snapshots_of(domain)
         )
         return KeptDefinition(
             instance=guest.uuid,
@@ -65,11 +72,12 @@ def take(guest: Guest, now: int) -> KeptDefinition | None:
             name=domain.name(),
             document=document,
             shown=domain.XMLDesc(_STORED),
-            autostart=_autostart(domain),
+            autostart=hypervisor.is_autostarted(domain),
             snapshots=snapshots,
             current_snapshot=_current(domain, [snapshot.name for snapshot in snapshots]),
             nvram=nvram_of(document),
             kept_at=now,
+            versions=_versions(opened),
         )
 
     return _of(guest, ask)
@@ -112,15 +120,15 @@ def is_novas(document: str) -> bool:
     return metadata is not None and any(each.tag.startswith(_NOVA) for each in metadata)
 
 
-def _of(guest: Guest, question: Callable[[Any], T]) -> T | None:
-    """An answer about a persistent domain; None if there is none."""
+def _of(guest: Guest, question: Callable[[Any, Any], T]) -> T | None:
+    """An answer about a persistent domain, on a connection; None if there is none."""
 
     def ask() -> T | None:
         # Who may only read is not shown passwords.
         with hypervisor.connection(guest.uri, read_only=False) as opened:
             domain = hypervisor.look_up(opened, guest.uuid)
             try:
-                return question(domain) if domain and domain.isPersistent() else None
+                return question(opened, domain) if domain and domain.isPersistent() else None
             except libvirt.libvirtError as error:
                 # It may be undefined between two questions.
                 gone = libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT
@@ -134,7 +142,7 @@ def _of(guest: Guest, question: Callable[[Any], T]) -> T | None:
 def _define(opened: Any, kept: KeptDefinition) -> None:
     _have_its_name(opened, kept)
     domain = opened.defineXML(kept.document)
-    there = {snapshot.getName() for snapshot in _snapshots(domain)}
+    there = {snapshot.getName() for snapshot in hypervisor.snapshots_of(domain)}
     for snapshot in kept.snapshots:
         if snapshot.name not in there:
             domain.snapshotCreateXML(snapshot.document, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
@@ -143,7 +151,7 @@ def _define(opened: Any, kept: KeptDefinition) -> None:
             flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
             flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
             domain.snapshotCreateXML(snapshot.document, flags)
-    if _autostart(domain) != kept.autostart:
+    if hypervisor.is_autostarted(domain) != kept.autostart:
         domain.setAutostart(kept.autostart)
 
 
@@ -162,25 +170,11 @@ def _have_its_name(opened: Any, kept: KeptDefinition) -> None:
         domain.rename(kept.name)
 
 
-def _snapshots(domain: Any) -> list[Any]:
-    try:
-        return list(domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL))
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
-            return []
-        raise
+def _versions(opened: Any) -> str:
+    return f"libvirt {opened.getLibVersion()}, {opened.getType()} {opened.getVersion()}"
 
 
 def _current(domain: Any, names: Any) -> str | None:
     if not names or not domain.hasCurrentSnapshot():
         return None
     return str(domain.snapshotCurrent().getName())
-
-
-def _autostart(domain: Any) -> bool:
-    try:
-        return bool(domain.autostart())
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
-            return False
-        raise

@@ -54,13 +54,13 @@ def keep(path: str, link: Path) -> None:
     """Give the file at ``path`` the second name, in place of what had it. Raises OSError."""
     with _opened(path) as descriptor:
         link.unlink(missing_ok=True)
-        custodylinks.make(descriptor, str(link))
+        custodylinks.give_name(descriptor, str(link))
 
 
 def put_back(path: str, link: Path) -> None:
     """Give the file its own name again. Raises OSError."""
     with _opened(link) as descriptor, suppress(FileExistsError):
-        custodylinks.put_back(descriptor, path)
+        custodylinks.give_name(descriptor, path)
 
 
 def _status(path: str | Path) -> os.stat_result | None:

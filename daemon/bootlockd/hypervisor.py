@@ -182,10 +182,10 @@ def stored_of(guest: Guest, *, secure: bool = False, seconds: float = TIME_LIMIT
     def read(domain: Any) -> Stored:
         return Stored(
             document=str(domain.XMLDesc(flags)),
-            autostart=_if_supported(lambda: bool(domain.autostart()), False),
+            autostart=is_autostarted(domain),
             snapshots=tuple(
                 Snapshot(snapshot.getName(), str(snapshot.getXMLDesc(of_snapshots)))
-                for snapshot in _snapshots(domain)
+                for snapshot in snapshots_of(domain)
             ),
         )
 
@@ -322,6 +322,17 @@ def guest_of(opened: Any, domain: Any) -> Guest:
     )
 
 
+def snapshots_of(domain: Any) -> list[Any]:
+    """libvirt's objects of a domain's snapshots, parents first. Raises libvirtError."""
+    parents_first = libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL
+    return _if_supported(lambda: list(domain.listAllSnapshots(parents_first)), [])
+
+
+def is_autostarted(domain: Any) -> bool:
+    """A domain starts with its host. Raises libvirtError."""
+    return _if_supported(lambda: bool(domain.autostart()), False)
+
+
 def one_line(error: Exception) -> str:
     """An error of libvirt's, whose text may hold a hook's whole output, as one line."""
     return " ".join(str(error).split())
@@ -383,11 +394,6 @@ def _found(question: Callable[[], T]) -> T | None:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return None
         raise
-
-
-def _snapshots(domain: Any) -> list[Any]:
-    parents_first = libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL
-    return _if_supported(lambda: list(domain.listAllSnapshots(parents_first)), [])
 
 
 def _has_managed_save(domain: Any) -> bool:

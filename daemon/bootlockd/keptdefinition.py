@@ -44,6 +44,8 @@ class KeptDefinition:
     #: Where its firmware keeps variables; None: it has none, or none of its own.
     nvram: str | None
     kept_at: int
+    #: libvirt's and the hypervisor's, whose words ``document`` is in.
+    versions: str
     #: It is being defined again: what of it is missing was not removed by anybody.
     restoring: bool = False
 

@@ -42,6 +42,7 @@ KEPT = KeptDefinition(
     current_snapshot="before",
     nvram=None,
     kept_at=1_700_000_000,
+    versions="libvirt 9000000, QEMU 7002000",
 )
 
 

@@ -181,6 +181,7 @@ def _keep(cli: Cli, custody: Path, *, journalled: bool = True, shown: str = "") 
         current_snapshot=None,
         nvram=None,
         kept_at=NOW,
+        versions="libvirt 9000000, QEMU 7002000",
     )
     keptdefinition.write(keptdefinition.path_for(custody, RUNNING), kept)
     if journalled:

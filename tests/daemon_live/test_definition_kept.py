@@ -454,17 +454,37 @@ def test_what_is_kept_is_roots_alone_and_has_the_password(scene: Scene) -> None:
     assert b"s3cr3t" not in database(scene.host).read_bytes()
 
 
-def test_another_libvirts_words_for_the_same_are_no_change(scene: Scene) -> None:
-    scene.place()
+def in_other_words(scene: Scene, **more: str) -> None:
     _, _, body = scene.kept.read_bytes().partition(b"\n")
     fields = json.loads(body)
-    fields["document"] = fields["document"].replace("  <", "\t<")
+    fields |= {"document": fields["document"].replace("  <", "\t<")} | more
     body = json.dumps(fields).encode()
     scene.kept.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+
+
+def test_another_libvirts_words_for_the_same_are_no_change(scene: Scene) -> None:
+    before = scene.whole()
+    scene.place()
+    in_other_words(scene, versions="libvirt 8000000, QEMU 7000000")
     scene.daemon.settle(scene.guest.uuid)
     wait_until(lambda: len(scene.entries("definition_kept")) == 2, "it is kept in the new words")
     assert scene.entries("definition_kept")[1]["why"] == "libvirt writes it otherwise"
     assert not scene.entries("definition_restored")
+    wait_until(lambda: scene.state is State.ENFORCED, "it is kept")
+    scene.undefine()
+    wait_until(lambda: scene.whole() == before, "it is back")
+
+
+def test_whoever_changes_it_again_and_again_is_not_followed_for_ever(scene: Scene) -> None:
+    """As one would who is quicker than every look: it is never what was kept."""
+    scene.place()
+    in_other_words(scene)
+    scene.daemon.settle(scene.guest.uuid)
+    wait_until(lambda: "it was defined again 5 times" in scene.detail, "it says so")
+    assert len(scene.entries("definition_restored")) == 5
+    scene.permit(Operation.DEFINE)
+    scene.daemon.settle(scene.guest.uuid)
+    assert scene.state is State.ENFORCED
 
 
 def test_what_was_left_of_an_earlier_hold_is_not_defined(make: Callable[..., Scene]) -> None:

@@ -244,19 +244,21 @@ class Boundaries:
         if not self.is_open:
             return
         if event == "open":
-            changes = bool((arguments[2] or 0) & _TO_WRITE)
+            # A descriptor that is open already is no new file.
+            is_new = not isinstance(arguments[0], int)
+            changes = is_new and bool((arguments[2] or 0) & _TO_WRITE)
         elif event == "fcntl.ioctl":
             changes = arguments[1] not in inodeflags.GETTING
         else:
             changes = event in _CHANGES
         if changes:
-            self._cross(event)
+            self.cross(event)
 
     def _sync(self, patch: pytest.MonkeyPatch) -> None:
         call = os.fsync
 
         def counted(descriptor: int) -> None:
-            self._cross("fsync")
+            self.cross("fsync")
             call(descriptor)
 
         patch.setattr(os, "fsync", counted)
@@ -268,13 +270,14 @@ class Boundaries:
         @contextmanager
         def counted(lock_db: LockDB) -> Iterator[Database]:
             if not lock_db.db.conn.in_transaction:
-                self._cross("transaction")
+                self.cross("transaction")
             with call(lock_db) as db:
                 yield db
 
         patch.setattr(LockDB, "write", counted)
 
-    def _cross(self, name: str) -> None:
+    def cross(self, name: str) -> None:
+        """A step is about to be done."""
         if threading.get_ident() != self._thread:
             return
         self._crossed += 1

@@ -62,6 +62,7 @@ def keep(host: PrivateHost, domain: libvirt.virDomain) -> KeptDefinition:
         current_snapshot="before",
         nvram=None,
         kept_at=1_700_000_000,
+        versions="libvirt 9000000, QEMU 7002000",
     )
     directory = host.outside(CUSTODY)
     directory.mkdir(mode=0o700, exist_ok=True)

@@ -347,15 +347,15 @@ class DefinitionFence(Quiet):
         definitions.define(kept)
         with self._memory:
             self._restored.setdefault(case.instance, deque()).append(time.monotonic())
-        after = definitions.take(_as_kept(kept), kept.kept_at) or kept
-        if before and _is_new_text(before, after):
-            # A newer libvirt's words for the same, which nobody changed.
-            self._journal(case, after, record.kept, why="libvirt writes it otherwise")
+        # What is there now may be another's again: it is kept only if it says the same as before.
+        if before and before.versions != kept.versions and (new := _in_new_words(kept, before)):
+            self._journal(case, new, record.kept, why="libvirt writes it otherwise")
+            kept = new
         else:
             log.warning("instance=%s %s: it is defined as it was", case.instance, finding)
             self._journal(case, kept, record.restored, what=finding)
         # Last: what was cut short before this is done, and told, again.
-        keptdefinition.write(self._path(case), replace(after, restoring=False))
+        keptdefinition.write(self._path(case), replace(kept, restoring=False))
 
     def _check_turn(self, case: Case) -> None:
         """Raises FenceError while it is too early to define it once more."""
@@ -450,9 +450,12 @@ def _as_kept(kept: KeptDefinition) -> Guest:
     return Guest(kept.uri, kept.name, kept.instance, Power.OFF, None, True, False)
 
 
-def _is_new_text(before: Seen, after: KeptDefinition) -> bool:
-    """Defining it again changed nothing."""
-    return (before.document, before.autostart) == (after.document, after.autostart)
+def _in_new_words(kept: KeptDefinition, before: Seen) -> KeptDefinition | None:
+    """How another version of libvirt has it, if to define it again changed nothing."""
+    after = definitions.take(_as_kept(kept), kept.kept_at)
+    if after and (before.document, before.autostart) == (after.document, kept.autostart):
+        return after
+    return None
 
 
 def _absent_disk(document: str) -> str:

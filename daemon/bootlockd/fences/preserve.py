@@ -253,7 +253,7 @@ class PreserveFence(Quiet):
                 with self._flags:
                     target = Target(row.path, row.role, descriptor, row.inode)
                     with target.linkable():
-                        custodylinks.put_back(descriptor, row.path)
+                        custodylinks.give_name(descriptor, row.path)
                     target.set_flag(wanted=True)
             except OSError as error:
                 log.error("instance=%s %r is not put back: %s", row.instance, row.path, error)
