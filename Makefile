@@ -35,7 +35,8 @@ HOST_PACKAGES := hostname iproute2 libvirt-clients libvirt-daemon-driver-lxc \
   libvirt-daemon-driver-qemu libvirt-daemon-system mount procps qemu-system-x86 qemu-utils \
   nftables ipxe-qemu sqlite3 systemd util-linux
 E2E_PACKAGES := e2fsprogs mmdebstrap openssh-client
-TEST_PACKAGES := dbus-daemon fish groff-base lintian mandoc openssl polkitd python3-apt secilc zsh
+TEST_PACKAGES := dbus-daemon fish groff-base lintian mandoc openssl polkitd python3-apt secilc \
+  swtpm swtpm-tools zsh
 
 BIN := .venv/bin
 TAKEN := $(addprefix .venv/bin/,promtool etcd etcdctl)

@@ -1,7 +1,7 @@
 """Persistent definitions in libvirt: how one is read whole, and defined again as it was.
 
 Whole: the domain's XML as it would start, whether it starts with the host, and its snapshots'
-metadata, parents first. Not in it, and not kept: TPM state, checkpoints, libvirt's secrets.
+metadata, parents first. Not in it, and not kept: checkpoints, libvirt's secrets.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import libvirt
 
-from bootlockd import hypervisor
+from bootlockd import hypervisor, statefiles
 from bootlockd.errors import FenceError
 from bootlockd.keptdefinition import KeptDefinition, Snapshot
 from bootlockd.values import Guest
@@ -75,7 +75,7 @@ def take(guest: Guest, now: int) -> KeptDefinition | None:
             autostart=hypervisor.is_autostarted(domain),
             snapshots=snapshots,
             current_snapshot=_current(domain, [snapshot.name for snapshot in snapshots]),
-            nvram=nvram_of(document),
+            nvram=statefiles.variables_of(document),
             kept_at=now,
             versions=_versions(opened),
         )
@@ -102,16 +102,6 @@ def define(kept: KeptDefinition) -> None:
 
 
 _HINT = "'bootlock show INSTANCE --xml' shows how it was"
-
-
-def nvram_of(document: str) -> str | None:
-    """Where a domain's firmware keeps its variables, if in a file. Raises ParseError."""
-    element = ET.fromstring(document).find("./os/nvram")  # noqa: S314 - libvirt wrote it
-    if element is None:
-        return None
-    source = element.find("source")
-    path = element.text if source is None else source.get("file")
-    return (path or "").strip() or None
 
 
 def is_novas(document: str) -> bool:

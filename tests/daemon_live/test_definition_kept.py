@@ -444,6 +444,29 @@ def test_its_firmwares_variables_come_back_with_it(make: Callable[..., Scene]) -
     scene.host.virsh("undefine", "--nvram", scene.guest.name)
 
 
+def test_the_state_of_its_tpm_comes_back_with_it(make: Callable[..., Scene]) -> None:
+    """libvirt removes it with each undefine; what its guest has encrypted would be lost."""
+    scene = make()
+    for name in ("third", "second", "first"):
+        scene.host.virsh("snapshot-delete", scene.guest.name, name)
+    tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
+    with closing(scene.host.connect()) as opened:
+        opened.defineXML(domain_xml(scene.guest.name, scene.guest.uuid, devices=tpm))
+    start_guest(scene.host, scene.guest.name, scene.guest.uuid)
+    scene.host.virsh("destroy", scene.guest.name)
+    state = scene.host.outside(f"/var/lib/libvirt/swtpm/{scene.guest.uuid}/tpm2/tpm2-00.permall")
+    before, content = scene.whole(), state.read_bytes()
+    scene.place(kind=Kind.STATE_LOCK)
+    scene.undefine()
+    wait_until(lambda: scene.whole() == before, "it is back")
+    assert state.read_bytes() == content
+    start_guest(scene.host, scene.guest.name, scene.guest.uuid)
+    assert power(scene.host, scene.guest.uuid) == "running"
+    scene.host.virsh("destroy", scene.guest.name)
+    scene.release()
+    assert not list(scene.kept.parent.glob(f"{scene.guest.uuid}*"))
+
+
 def test_what_is_kept_is_roots_alone_and_has_the_password(scene: Scene) -> None:
     scene.place()
     assert b"s3cr3t" in scene.kept.read_bytes()

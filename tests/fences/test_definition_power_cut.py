@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 import uuid as uuids
 from collections.abc import Callable
@@ -39,7 +40,7 @@ ORDERS = (
 
 
 class Scene:
-    """An instance with two snapshots and firmware variables. What is kept lies in the box."""
+    """An instance with two snapshots, firmware variables and a TPM's state; all in the box."""
 
     def __init__(self, host: PrivateHost, root: Path, image: Path) -> None:
         self.host = host
@@ -48,6 +49,10 @@ class Scene:
         self.variables = root / "nvram" / f"{self.uuid}.fd"
         self.variables.parent.mkdir(exist_ok=True)
         self.variables.write_bytes(b"boot order")
+        self.tpms = root / "swtpm"
+        self.tpm = self.tpms / self.uuid / "tpm2" / "tpm2-00.permall"
+        self.tpm.parent.mkdir(parents=True)
+        self.tpm.write_bytes(b"keys")
         self.custody = root / "custody"
         self.database = root / "state" / "lock.db"
         if not self.database.exists():
@@ -76,8 +81,8 @@ class Scene:
             if domain is None:
                 return None
             found = definitions.take(hypervisor.guest_of(opened, domain), 0)
-        variables = self.variables.read_bytes() if self.variables.exists() else None
-        return found, variables
+        files = [self.variables, self.tpm]
+        return found, [file.read_bytes() if file.exists() else None for file in files]
 
     def undefine(self) -> None:
         with closing(self.host.connect()) as opened:
@@ -86,6 +91,7 @@ class Scene:
             domain.undefineFlags(flags | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
         # libvirtd does not see what is mounted here.
         self.variables.unlink()
+        shutil.rmtree(self.tpms / self.uuid)
 
     def place(self) -> Hold:
         with open_db(self.database) as lock_db:
@@ -99,7 +105,7 @@ class Scene:
     def treat(self) -> None:
         """One job, as the cycle would have it run; the fence knows nothing of any before."""
         settings = Definition(Restore.AT_ONCE)
-        fence = DefinitionFence(settings, self.custody, self.database)
+        fence = DefinitionFence(settings, self.custody, self.database, self.tpms)
         Worker(self.database, [self.host.uri], [fence]).run(Job(self.uuid, ()))
 
     def treated(self, hold: Hold, state: State) -> None:

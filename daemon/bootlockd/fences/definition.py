@@ -1,9 +1,9 @@
 """definition: a held instance that was undefined, or changed, is defined again as it was.
 
 Root's ``virsh undefine`` asks nobody. So the definition of an instance whose hold blocks ``delete``
-or ``define`` is kept in a file of root's own (bootlockd.keptdefinition), and its firmware's
-variables by a second name (bootlockd.firmwarefile). What a permit lets through is not undone: of an
-undefine custody ends, a permitted change is kept in place of what was.
+or ``define`` is kept in a file of root's own (bootlockd.keptdefinition), and the files beside it,
+firmware variables and TPM state, by second names (bootlockd.statefiles). What a permit lets through
+is not undone: of an undefine custody ends, a permitted change is kept in place of what was.
 
 Some managers undefine and define again by themselves: Nova at each start, a refused one too. Theirs
 are left to them, and defined here at the release if they are missing then; see ``Restore``.
@@ -21,7 +21,7 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -31,19 +31,19 @@ from typing import Protocol
 from bootlockd import (
     custodylinks,
     definitions,
-    firmwarefile,
     hostpath,
     hypervisor,
     inodeflags,
     keptdefinition,
+    statefiles,
 )
 from bootlockd.config import Definition, Restore
 from bootlockd.definitions import Seen
 from bootlockd.departures import departures
 from bootlockd.errors import FenceError
 from bootlockd.fences.base import Quiet
-from bootlockd.firmwarefile import Standing
 from bootlockd.keptdefinition import KeptDefinition
+from bootlockd.statefiles import TPM_DIRECTORY, Standing, StateFile
 from bootlockd.values import Case, Guest, Outcome, Power
 from lockdb import definitions as record
 from lockdb import disks, permits
@@ -95,11 +95,11 @@ class Finding(StrEnum):
     UNSURE = "it ran when it was last seen, and is not defined here: it may have migrated"
 
 
-#: What is wrong with the file of its firmware's variables.
+#: What is wrong with firmware variables or TPM state, from the worst on.
 _PROBLEMS = {
-    Standing.NEW: "its firmware's variables have no second name",
-    Standing.REMOVED: "its firmware's variables were removed",
-    Standing.REPLACED: "its firmware's variables were replaced by another file",
+    Standing.REMOVED: "firmware variables or TPM state were removed",
+    Standing.REPLACED: "firmware variables or TPM state were replaced",
+    Standing.NEW: "firmware variables or TPM state have no second name",
 }
 
 _PROVEN = {Finding.KEPT, Finding.RUNS, Finding.AWAY, Finding.OTHER, Finding.WAITS}
@@ -115,11 +115,11 @@ class _Entry(Protocol):
 
 @dataclass(frozen=True)
 class _Sight:
-    """What is kept, and what libvirt has. ``nvram``: of the file that is kept."""
+    """What is kept, and what libvirt has."""
 
     kept: KeptDefinition | None
     seen: Seen | None
-    nvram: Standing
+    files: Sequence[StateFile]
 
 
 class DefinitionFence(Quiet):
@@ -127,10 +127,17 @@ class DefinitionFence(Quiet):
 
     name = NAME
 
-    def __init__(self, settings: Definition, directory: Path, database: Path) -> None:
+    def __init__(
+        self,
+        settings: Definition,
+        directory: Path,
+        database: Path,
+        tpm_directory: Path = TPM_DIRECTORY,
+    ) -> None:
         self._settings = settings
         self._directory = directory
         self._database = database
+        self._tpm_directory = tpm_directory
         self._memory = threading.Lock()
         #: By instance: when it was defined again, by the clock that nobody sets.
         self._restored: dict[str, deque[float]] = {}
@@ -167,7 +174,7 @@ class DefinitionFence(Quiet):
                 guest = hypervisor.observe([sight.kept.uri], case.instance)
                 case = replace(case, guest=guest)
         with self._looking(case, is_new=is_new) as sight:
-            self._keep_variables(case, sight)
+            self._keep_files(case, sight)
         with self._looking(case, is_new=is_new) as sight:
             finding = self._find(case, sight)
             if finding in {Finding.GIVEN_UP, Finding.LEFT} and sight.kept:
@@ -181,13 +188,13 @@ class DefinitionFence(Quiet):
         with self._looking(case) as sight:
             kept = sight.kept
             if kept is None:
-                self._link(case).unlink(missing_ok=True)
+                statefiles.end(case.instance, self._directory)
                 return Outcome(State.LIFTED)
             finding = self._find(case, sight)
             if finding is Finding.SETTLING:
                 return Outcome(State.PENDING, finding, case.now + 1)
             if finding is not Finding.GIVEN_UP and sight.seen is not None:
-                self._keep_variables(case, sight)
+                self._keep_files(case, sight)
             is_missing = sight.seen is None or kept.restoring
             leave = is_missing and self._why_left(case, kept, finding)
             if is_missing and not leave and finding is not Finding.GIVEN_UP:
@@ -206,8 +213,7 @@ class DefinitionFence(Quiet):
             is_valid = is_new or _is_remembered(case)
             kept = keptdefinition.read(self._path(case)) if is_valid else None
             seen = definitions.see(case.guest) if case.guest else None
-            path = kept.nvram if kept else None
-            yield _Sight(kept, seen, firmwarefile.look(path, self._link(case)))
+            yield _Sight(kept, seen, self._files(kept) if kept else [])
         except OSError as error:
             raise _failure(error) from error
 
@@ -308,10 +314,11 @@ class DefinitionFence(Quiet):
             return Outcome(State.NOT_HERE, "" if finding is Finding.NOTHING else finding)
         again = case.now + RETRY
         if finding in _PROVEN:
-            problem = _PROBLEMS.get(sight.nvram)
-            if problem and sight.seen and sight.kept:
-                where = f": {sight.kept.nvram!r}, kept as {str(self._link(case))!r}"
-                return Outcome(State.FAILED, f"{finding}; {problem}{where}", again)
+            for standing, problem in _PROBLEMS.items():
+                wrong = [file for file in sight.files if file.standing is standing]
+                if wrong and sight.seen:
+                    names = statefiles.described(wrong)
+                    return Outcome(State.FAILED, f"{finding}; {problem}: {names}", again)
             return Outcome(State.ENFORCED, finding)
         if finding is Finding.SETTLING:
             return Outcome(State.PENDING, finding, case.now + 1)
@@ -330,7 +337,7 @@ class DefinitionFence(Quiet):
         custodylinks.make_private(self._directory)
         if before is None or before.nvram != kept.nvram:
             # Of another file, or left of an earlier hold.
-            self._link(case).unlink(missing_ok=True)
+            statefiles.end(case.instance, self._directory)
         keptdefinition.write(self._path(case), kept)
         why = "changed, which was permitted" if before else "held"
         log.info("instance=%s %s: %s", case.instance, Finding.KEPT, why)
@@ -342,8 +349,9 @@ class DefinitionFence(Quiet):
         before = definitions.see(case.guest) if case.guest else None
         # What of it is missing after a power cut was not removed by anybody.
         keptdefinition.write(self._path(case), replace(kept, restoring=True))
-        if kept.nvram and firmwarefile.look(kept.nvram, self._link(case)) is Standing.REMOVED:
-            firmwarefile.put_back(kept.nvram, self._link(case))
+        for file in self._files(kept):
+            if file.standing is Standing.REMOVED:
+                statefiles.put_back(file)
         definitions.define(kept)
         with self._memory:
             self._restored.setdefault(case.instance, deque()).append(time.monotonic())
@@ -372,21 +380,25 @@ class DefinitionFence(Quiet):
                 "find out who does it; 'bootlock permit --op define', or delete, lets him",
             )
 
-    def _keep_variables(self, case: Case, sight: _Sight) -> None:
-        """Of a definition that is here: give the file its second name, or its own one again."""
-        kept, link = sight.kept, self._link(case)
-        if kept is None or kept.nvram is None or sight.seen is None:
+    def _keep_files(self, case: Case, sight: _Sight) -> None:
+        """Of a definition that is here: give files their second names, or their own ones again."""
+        if sight.kept is None or sight.seen is None:
             return
         is_active = case.guest is not None and case.guest.is_active
-        # A start may have reset them: into another file.
-        may_differ = is_active or _ran(case) or self._was_permitted(case, kept, _STARTING)
-        if sight.nvram is Standing.NEW or (sight.nvram is Standing.REPLACED and may_differ):
-            firmwarefile.keep(kept.nvram, link)
-        elif sight.nvram is Standing.REMOVED:
-            firmwarefile.put_back(kept.nvram, link)
-            what = _PROBLEMS[Standing.REMOVED]
-            log.warning("instance=%s %s: put back", case.instance, what)
-            self._journal(case, kept, record.restored, what=what)
+        # A start may have put others in their place.
+        ran = is_active or _ran(case) or self._was_permitted(case, sight.kept, _STARTING)
+        for file in sight.files:
+            if file.standing is Standing.NEW or (file.standing is Standing.REPLACED and ran):
+                statefiles.keep(file)
+            elif file.standing is Standing.REMOVED:
+                statefiles.put_back(file)
+                what = f"removed: {str(file.path)!r}"
+                log.warning("instance=%s %s; put back", case.instance, what)
+                self._journal(case, sight.kept, record.restored, what=what)
+
+    def _files(self, kept: KeptDefinition) -> list[StateFile]:
+        tpms = self._tpm_directory
+        return statefiles.find(kept.instance, kept.nvram, self._directory, tpms)
 
     def _end(self, case: Case, kept: KeptDefinition, why: str, *, leave: bool) -> None:
         self._journal(case, kept, record.ended, why=why)
@@ -395,7 +407,7 @@ class DefinitionFence(Quiet):
             path.replace(self._left(case))
         else:
             path.unlink(missing_ok=True)
-            self._link(case).unlink(missing_ok=True)
+            statefiles.end(case.instance, self._directory)
         with self._memory:
             self._restored.pop(case.instance, None)
             self._heard.pop(case.instance, None)
@@ -416,9 +428,6 @@ class DefinitionFence(Quiet):
 
     def _left(self, case: Case) -> Path:
         return self._directory / f"{case.instance}.left"
-
-    def _link(self, case: Case) -> Path:
-        return firmwarefile.link_for(self._directory, case.instance)
 
 
 def _is_permitted(case: Case, operations: set[Operation]) -> bool:
@@ -481,8 +490,8 @@ def _absent_disk(document: str) -> str:
 
 def _failure(error: OSError) -> FenceError:
     mends = {
-        errno.EXDEV: "the firmware's variables and [custody] directory must be under one mount of "
-        "one file system",
+        errno.EXDEV: "firmware variables, TPM state and [custody] directory must be under one "
+        "mount of one file system",
         errno.ENOSPC: "make room in the file system of [custody] directory",
         errno.EROFS: "the daemon may not write there: see ReadWritePaths= of its unit",
     }
