@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import socket
+import time
 from array import array
 from collections.abc import Sequence
+
+log = logging.getLogger(__name__)
+
+#: Seconds between turns where systemd asks for none.
+NEVER = 3600.0
 
 
 def notify(*lines: str, descriptors: Sequence[int] = ()) -> bool:
@@ -29,6 +37,44 @@ def watchdog_interval() -> float | None:
     wanted = os.environ.get("WATCHDOG_USEC")
     ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     return int(wanted) / 1e6 if wanted and ours else None
+
+
+class Announcer:
+    """Says of one run of a service: READY once, STATUS when it changes, and WATCHDOG in time."""
+
+    def __init__(self) -> None:
+        interval = watchdog_interval()
+        #: Seconds after which the service must turn even if nothing happens.
+        self.rest = interval / 3 if interval else NEVER
+        self._next_ping = 0.0 if interval else math.inf
+        self._said = ""
+
+    def turned(self, summary: str) -> None:
+        """After each turn: how the service is, in one line; "" as long as it is not ready.
+
+        Only from what turns: a service that is stuck is to be restarted.
+        """
+        try:
+            self._announce(summary)
+            self._ping()
+        except OSError as error:
+            log.error("systemd does not listen: %s", error)
+
+    def _announce(self, summary: str) -> None:
+        if summary == self._said:
+            return
+        if not self._said:
+            notify("READY=1", f"STATUS={summary}")
+            log.info("ready: %s", summary)
+        else:
+            notify(f"STATUS={summary}")
+        self._said = summary
+
+    def _ping(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_ping:
+            notify("WATCHDOG=1")
+            self._next_ping = now + self.rest
 
 
 def kept_descriptors() -> dict[str, list[int]]:

@@ -9,9 +9,7 @@ It is the same cycle as bootlockd's with one fence, about those holds alone that
 
 from __future__ import annotations
 
-import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 
 from bootlockd import hypervisor, running
@@ -20,13 +18,8 @@ from bootlockd.cycle import Cycle, Request, Stop
 from bootlockd.events import EventFeeder
 from bootlockd.feeder import DatabaseFeeder
 from bootlockd.fences.preserve import PreserveFence
-from bootlockd.notify import notify, watchdog_interval
+from bootlockd.notify import Announcer
 from bootlockd.values import Wake
-
-log = logging.getLogger(__name__)
-
-#: Seconds between turns that nothing asks for.
-NEVER = 3600.0
 
 
 class PreserveService:
@@ -40,10 +33,8 @@ class PreserveService:
             EventFeeder(uri, self._cycle.wake, self._connected) for uri in config.libvirt.uris
         ]
         self._database = DatabaseFeeder(config.database.path, self._changed)
-        self._said = ""
-        self._watchdog = watchdog_interval()
-        self._next_ping = 0.0
-        self._cycle.longest_wait = self._watchdog / 3 if self._watchdog else NEVER
+        self._announcer = Announcer()
+        self._cycle.longest_wait = self._announcer.rest
 
     def run(self) -> None:
         """Serve. Raises BootlockdError if it can't begin."""
@@ -79,16 +70,4 @@ class PreserveService:
         summary = f"preserving {count} instances"
         if cycle.health.database_error:
             summary += f"; {' '.join(cycle.health.database_error.split())}"
-        now = time.monotonic()
-        try:
-            if not self._said:
-                notify("READY=1")
-                log.info("ready: %s", summary)
-            if summary != self._said:
-                notify(f"STATUS={summary}")
-            if self._watchdog and now >= self._next_ping:
-                self._next_ping = now + self._watchdog / 3
-                notify("WATCHDOG=1")
-        except OSError as error:
-            log.error("systemd does not listen: %s", error)
-        self._said = summary
+        self._announcer.turned(summary)

@@ -25,7 +25,7 @@ from bootlockd.fleet.lease import Office, TermClient
 from bootlockd.fleet.registry import OFFICE, Registry
 from bootlockd.fleet.relays import RelayReport
 from bootlockd.fleet.wire import Term
-from bootlockd.notify import notify, watchdog_interval
+from bootlockd.notify import Announcer
 from bootlockd.relay import Relay, Standing
 from bootlockd.sources.base import Known, Order, Reading, Source, SourceError
 from bootlockd.sources.nova import NovaSource
@@ -156,8 +156,7 @@ class RelayService:
         self._pause = FIRST_PAUSE
         self._problems: dict[str, str] = {}
         self._actions: list[Callable[[], None]] = []
-        self._said = ""
-        self._watchdog = watchdog_interval()
+        self._announcer = Announcer()
 
     def run(self) -> None:
         """Serve. Raises SyncFailed when a thread is lost."""
@@ -306,8 +305,10 @@ class RelayService:
                 if silence > self._patience:
                     raise SyncFailed(f"the thread {thread.name} is silent for {int(silence)} s")
             self._look_at_age(now - self._fresh)
-            self._announce()
-            self._wake.wait(min(LOOK, self._watchdog / 3) if self._watchdog else LOOK)
+            report = self._report()
+            self._save(report)
+            self._announcer.turned(_summary(report))
+            self._wake.wait(min(LOOK, self._announcer.rest))
             self._wake.clear()
 
     def _look_at_age(self, age: float) -> None:
@@ -317,21 +318,6 @@ class RelayService:
         elif self._is_stale and not is_stale:
             log.info("relay: what Nova says is written again")
         self._is_stale = is_stale
-
-    def _announce(self) -> None:
-        report = self._report()
-        self._save(report)
-        summary = _summary(report)
-        lines = ["WATCHDOG=1"]
-        if not self._said:
-            lines.insert(0, "READY=1")
-        if summary != self._said:
-            lines.append(f"STATUS={summary}")
-        try:
-            notify(*lines)
-        except OSError as error:
-            log.error("systemd does not listen: %s", error)
-        self._said = summary
 
     def _save(self, report: RelayReport) -> None:
         if self._state is None:

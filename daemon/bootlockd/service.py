@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -16,14 +14,9 @@ from bootlockd.control import ControlSocket
 from bootlockd.cycle import Cycle, Request, Stop
 from bootlockd.events import EventFeeder
 from bootlockd.feeder import DatabaseFeeder
-from bootlockd.notify import notify, watchdog_interval
+from bootlockd.notify import Announcer
 from bootlockd.registry import fences
 from bootlockd.values import Wake
-
-log = logging.getLogger(__name__)
-
-#: Seconds between turns that nothing asks for.
-NEVER = 3600.0
 
 
 class Feeder(Protocol):
@@ -53,10 +46,8 @@ class Service:
             DatabaseFeeder(config.database.path, self._holds_changed),
             *self._events,
         ]
-        self._said = ""
-        self._watchdog = watchdog_interval()
-        self._next_ping = 0.0
-        self._cycle.longest_wait = self._watchdog / 3 if self._watchdog else NEVER
+        self._announcer = Announcer()
+        self._cycle.longest_wait = self._announcer.rest
 
     def run(self) -> None:
         """Serve. Raises BootlockdError if it can't begin."""
@@ -105,27 +96,9 @@ class Service:
             self._cycle.wake(Wake("hold or permit changed", instance))
 
     def _after_turn(self, cycle: Cycle) -> None:
-        now = time.monotonic()
-        try:
-            if cycle.is_prepared:
-                self._announce(cycle)
-            # Only from a cycle that turns: a stuck one is to be restarted.
-            if self._watchdog and now >= self._next_ping:
-                self._next_ping = now + self._watchdog / 3
-                notify("WATCHDOG=1")
-        except OSError as error:
-            log.error("systemd does not listen: %s", error)
-
-    def _announce(self, cycle: Cycle) -> None:
-        summary = _summary(cycle)
-        if not self._said:
-            # What can be done before libvirt answers was done. libvirt may wait for this to start:
-            # to wait for it here would be to wait for each other.
-            notify("READY=1", f"STATUS={summary}")
-            log.info("ready: %s", summary)
-        elif summary != self._said:
-            notify(f"STATUS={summary}")
-        self._said = summary
+        # Ready once what can be done before libvirt answers was done. libvirt may wait for this to
+        # start: to wait for it here would be to wait for each other.
+        self._announcer.turned(_summary(cycle) if cycle.is_prepared else "")
 
 
 def _summary(cycle: Cycle) -> str:

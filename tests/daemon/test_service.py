@@ -100,6 +100,24 @@ def test_an_abstract_address_is_understood(monkeypatch: pytest.MonkeyPatch) -> N
         assert manager.recv(100) == b"READY=1\nSTATUS=here"
 
 
+def test_what_a_service_says_is_said_once_and_again_if_nobody_heard_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "3600000000")
+    announcer = notify.Announcer()
+    announcer.turned("one")
+    manager = Manager(tmp_path / "notify")
+    try:
+        announcer.turned("")
+        assert manager.lines() == ["WATCHDOG=1"]
+        for summary in ("one", "one", "two", "two"):
+            announcer.turned(summary)
+        assert manager.lines()[1:] == ["READY=1", "STATUS=one", "STATUS=two"]
+    finally:
+        manager.close()
+
+
 def test_a_watchdog_for_another_process_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "3000000")
     monkeypatch.setenv("WATCHDOG_PID", "1")

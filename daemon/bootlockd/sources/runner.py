@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from bootlockd.config import Config
 from bootlockd.errors import BootlockdError
 from bootlockd.fleet.facts import SOURCE as REGISTRY
-from bootlockd.notify import notify, watchdog_interval
+from bootlockd.notify import Announcer
 from bootlockd.sources.base import Reading, Source, SourceError
 from bootlockd.sources.reconcile import Limits, Overtaken, Plan, known, reconcile
 from lockdb import sources
@@ -166,9 +166,8 @@ class SyncService:
         self._patience = max(
             LEAST_PATIENCE, config.sync.stale_after, 2 * config.sync.interval + LONGEST_PAUSE
         )
-        self._watchdog = watchdog_interval()
+        self._announcer = Announcer()
         self._actions: list[Callable[[], None]] = []
-        self._said = ""
 
     def run(self) -> None:
         """Serve. Raises SyncFailed when a thread is lost."""
@@ -186,13 +185,15 @@ class SyncService:
 
     def _watch(self) -> None:
         first_word = time.monotonic() + FIRST_WORD
+        is_ready = False
         while not self._stop.is_set():
             while self._actions:
                 self._actions.pop(0)()
             self._check()
-            if self._said or time.monotonic() > first_word or self._all_spoke():
-                self._announce()
-            self._wake.wait(self._rest())
+            is_ready = is_ready or time.monotonic() > first_word or self._all_spoke()
+            if is_ready:
+                self._announcer.turned(self._summary())
+            self._wake.wait(min(LOOK, self._announcer.rest) if is_ready else 0.1)
             self._wake.clear()
 
     def stop(self) -> None:
@@ -204,11 +205,6 @@ class SyncService:
         """From a signal handler: call ``action`` in the thread that runs, when it may be slow."""
         self._actions.append(action)
         self._wake.set()
-
-    def _rest(self) -> float:
-        if not self._said:
-            return 0.1
-        return min(LOOK, self._watchdog / 3) if self._watchdog else LOOK
 
     def _all_spoke(self) -> bool:
         return all(follower.spoke.is_set() for follower in self._followers)
@@ -222,21 +218,12 @@ class SyncService:
                     f"source {follower.name} has been silent for {int(follower.silence)} s"
                 )
 
-    def _announce(self) -> None:
+    def _summary(self) -> str:
         failing = [follower.name for follower in self._followers if follower.problem]
         summary = f"{len(self._followers)} sources"
         if failing:
             summary += f"; not read: {', '.join(failing)}"
-        try:
-            if not self._said:
-                notify("READY=1", f"STATUS={summary}")
-                log.info("ready: %s", summary)
-            elif summary != self._said:
-                notify(f"STATUS={summary}")
-            notify("WATCHDOG=1")
-        except OSError as error:
-            log.error("systemd does not listen: %s", error)
-        self._said = summary
+        return summary
 
 
 def _log(name: str, plan: Plan) -> None:
