@@ -119,6 +119,20 @@ class Cycle:
         """From any thread: look at an instance, or at everything."""
         self.inbox.put(wake)
 
+    def holds_changed(self, instances: Sequence[str]) -> None:
+        """From any thread: read the holds again, and look at these instances."""
+        self.inbox.put(Request(lambda cycle: cycle.read_holds()))
+        for instance in instances:
+            self.wake(Wake("hold or permit changed", instance))
+
+    def between_turns(self, action: Callable[[], None]) -> None:
+        """From a signal handler: call ``action`` in the cycle's thread, when it may be slow."""
+        self.inbox.put(Request(lambda _cycle: action()))
+
+    def stop(self) -> None:
+        """End ``run``. May be called from a signal handler."""
+        self.inbox.put(Stop())
+
     def run(self) -> None:
         """Turn until stopped."""
         for fence in self.fences:

@@ -10,16 +10,15 @@ It is the same cycle as bootlockd's with one fence, about those holds alone that
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from bootlockd import hypervisor, running
 from bootlockd.config import Config
-from bootlockd.cycle import Cycle, Request, Stop
+from bootlockd.cycle import Cycle
 from bootlockd.events import EventFeeder
 from bootlockd.feeder import DatabaseFeeder
 from bootlockd.fences.preserve import PreserveFence
 from bootlockd.notify import Announcer
-from bootlockd.values import Wake
 
 
 class PreserveService:
@@ -32,7 +31,7 @@ class PreserveService:
         self._events = [
             EventFeeder(uri, self._cycle.wake, self._connected) for uri in config.libvirt.uris
         ]
-        self._database = DatabaseFeeder(config.database.path, self._changed)
+        self._database = DatabaseFeeder(config.database.path, self._cycle.holds_changed)
         self._announcer = Announcer()
         self._cycle.longest_wait = self._announcer.rest
 
@@ -51,19 +50,14 @@ class PreserveService:
 
     def stop(self) -> None:
         """End ``run``. What is preserved stays so."""
-        self._cycle.inbox.put(Stop())
+        self._cycle.stop()
 
     def between_turns(self, action: Callable[[], None]) -> None:
         """From a signal handler: call ``action`` in the thread that runs, when it may be slow."""
-        self._cycle.inbox.put(Request(lambda _cycle: action()))
+        self._cycle.between_turns(action)
 
     def _connected(self, _uri: str) -> None:
         hypervisor.drivers.look_again()
-
-    def _changed(self, instances: Sequence[str]) -> None:
-        self._cycle.inbox.put(Request(lambda cycle: cycle.read_holds()))
-        for instance in instances:
-            self._cycle.wake(Wake("hold or permit changed", instance))
 
     def _after_turn(self, cycle: Cycle) -> None:
         count = len({hold.instance for hold in cycle.holds.values()})

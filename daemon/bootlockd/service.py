@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -11,12 +11,11 @@ from bootlockd.armed import Armed
 from bootlockd.breakglass import BreakGlassWatch
 from bootlockd.config import Config
 from bootlockd.control import ControlSocket
-from bootlockd.cycle import Cycle, Request, Stop
+from bootlockd.cycle import Cycle
 from bootlockd.events import EventFeeder
 from bootlockd.feeder import DatabaseFeeder
 from bootlockd.notify import Announcer
 from bootlockd.registry import fences
-from bootlockd.values import Wake
 
 
 class Feeder(Protocol):
@@ -43,7 +42,7 @@ class Service:
         self._feeders: list[Feeder] = [
             self._armed,
             self._break_glass,
-            DatabaseFeeder(config.database.path, self._holds_changed),
+            DatabaseFeeder(config.database.path, self._cycle.holds_changed),
             *self._events,
         ]
         self._announcer = Announcer()
@@ -63,11 +62,11 @@ class Service:
 
     def stop(self) -> None:
         """End ``run``. What is enforced stays enforced."""
-        self._cycle.inbox.put(Stop())
+        self._cycle.stop()
 
     def between_turns(self, action: Callable[[], None]) -> None:
         """From a signal handler: call ``action`` in the thread that runs, when it may be slow."""
-        self._cycle.inbox.put(Request(lambda _cycle: action()))
+        self._cycle.between_turns(action)
 
     def status(self, cycle: Cycle) -> dict[str, Any]:
         """Health as plain JSON types."""
@@ -89,11 +88,6 @@ class Service:
             if feeder.uri != uri and not feeder.connected:
                 feeder.again()
         self._armed.connected(uri)
-
-    def _holds_changed(self, instances: Sequence[str]) -> None:
-        self._cycle.inbox.put(Request(lambda cycle: cycle.read_holds()))
-        for instance in instances:
-            self._cycle.wake(Wake("hold or permit changed", instance))
 
     def _after_turn(self, cycle: Cycle) -> None:
         # Ready once what can be done before libvirt answers was done. libvirt may wait for this to
