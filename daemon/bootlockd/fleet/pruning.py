@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from bootlockd.fleet.errors import EtcdError
 from bootlockd.fleet.hosts import MOST, Report
 from bootlockd.fleet.keys import Keys
-from bootlockd.fleet.registry import Entry, PermitEntry, Registry, Seen
+from bootlockd.fleet.registry import Entry, PermitEntry, Registry, Seen, not_applied
 from bootlockd.fleet.wire import KeyValue
 from lockdb.errors import InvalidValue, NotNow
 from lockdb.values import PERMIT_MAX
@@ -84,14 +84,9 @@ def plan(
 
 
 def _why_not(entry: Entry, cluster: str, report: Report) -> str:
-    if report.problem:
-        return report.problem
-    if report.cluster != cluster or report.applied < entry.revision:
-        return "has not applied it"
-    if entry.id in report.unread:
-        return "can't read it"
-    if entry.id in report.waiting:
-        return "keeps it until an admin accepts that so many end"
+    keeps = not_applied(entry, cluster, report)
+    if keeps:
+        return keeps
     if max(len(report.unread), len(report.waiting)) >= MOST:
         return "has more troubles than it can name"
     return ""

@@ -374,13 +374,22 @@ def here(entry: Entry, seen: Sequence[Seen]) -> dict[str, dict[str, str]]:
     }
 
 
-def _why_not(entry: Entry, cluster: str, host: Seen) -> str:
-    report = host.report
+def not_applied(entry: Entry, cluster: str, report: Report) -> str:
+    """Why a host does not have this hold as it stands there, as far as it says; "" if it has."""
     if report.problem:
         return report.problem
-    if not host.alive:
-        return f"silent since {iso(report.at)}"
-    waits = _not_yet(entry, cluster, report)
+    if report.cluster != cluster or report.applied < entry.revision:
+        return "has not applied it"
+    if entry.id in report.unread:
+        return "can't read it"
+    if entry.id in report.waiting:
+        return "keeps it until an admin accepts that so many end"
+    return ""
+
+
+def _why_not(entry: Entry, cluster: str, host: Seen) -> str:
+    report = host.report
+    waits = _unheard(host) or _not_yet(entry, cluster, report)
     if waits:
         return waits
     if not report.is_armed:
@@ -390,14 +399,9 @@ def _why_not(entry: Entry, cluster: str, host: Seen) -> str:
 
 
 def _not_yet(entry: Entry, cluster: str, report: Report) -> str:
-    if report.problem:
-        return report.problem
-    if report.cluster != cluster or report.applied < entry.revision:
-        return "has not applied it"
-    if entry.id in report.unread:
-        return "can't read it"
-    if entry.id in report.waiting:
-        return "keeps it until an admin accepts that so many end"
+    waits = not_applied(entry, cluster, report)
+    if waits:
+        return waits
     if entry.id in report.unlooked or (report.more and entry.id not in report.here):
         return "its daemon has not looked at it"
     fences = report.here.get(entry.id, {})
@@ -407,10 +411,16 @@ def _not_yet(entry: Entry, cluster: str, report: Report) -> str:
 
 def _not_taken(entry: PermitEntry, cluster: str, host: Seen) -> str:
     report = host.report
-    if report.problem:
-        return report.problem
-    if not host.alive:
-        return f"silent since {iso(report.at)}"
+    unheard = _unheard(host)
+    if unheard:
+        return unheard
     if report.cluster != cluster or report.permits < entry.revision:
         return "has not taken it"
     return "can't read it" if entry.id in report.unread else ""
+
+
+def _unheard(host: Seen) -> str:
+    """Why what a host says can't be gone by."""
+    if host.report.problem:
+        return host.report.problem
+    return "" if host.alive else f"silent since {iso(host.report.at)}"
