@@ -25,6 +25,7 @@ from sqlite_utils import Database
 
 from bootlock.output import json_text
 from lockdb import journal
+from lockdb.durable import sync_directory
 
 #: Entries about the host itself, without any customer's data: how it stood with its enforcement.
 HOST_EVENTS = (
@@ -68,11 +69,7 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
     finally:
         with suppress(FileNotFoundError):
             os.unlink(draft)
-    directory = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path.absolute().parent)
 
 
 class Writer:

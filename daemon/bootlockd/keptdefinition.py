@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bootlockd.errors import FenceError
+from lockdb.durable import replace_file
 
 SUFFIX = ".definition"
 
@@ -82,19 +82,8 @@ def read(path: Path) -> KeptDefinition | None:
 def write(path: Path, kept: KeptDefinition) -> None:
     """Replace what is kept there, durably. Raises OSError."""
     body = json.dumps(asdict(kept)).encode()
-    draft = path.with_name(f".{path.name}.new")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    content = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+    replace_file(path, content, 0o600, draft=path.with_name(f".{path.name}.new"))
 
 
 def _from(fields: dict[str, Any]) -> KeptDefinition:

@@ -22,6 +22,7 @@ from types import TracebackType
 from sqlite_utils import Database
 
 from lockdb import journal
+from lockdb.durable import sync_directory
 from lockdb.errors import (
     RESTORE,
     DatabaseCorrupt,
@@ -172,8 +173,8 @@ def create(path: Path, *, now: int, host: str, gid: int | None = None) -> bool:
             return False
         finally:
             draft.unlink(missing_ok=True)
-        _sync_directory(path.parent)
-        _sync_directory(path.parent.parent)
+        sync_directory(path.parent)
+        sync_directory(path.parent.parent)
     except PermissionError as error:
         raise DatabaseForbidden(path, "may not be created", "run as root") from error
     return True
@@ -310,11 +311,3 @@ def _must_exist(path: Path) -> None:
 
 def _wal(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bootlock.doctor.finding import Finding, Patient, fault, ok
 from lockdb.decision import decide_sql
+from lockdb.durable import replace_file
 
 HOOK = "50-bootlock"
 #: libvirt's name of each driver, and of its hook.
@@ -69,15 +70,9 @@ def replace(path: Path, text: str, mode: int, *, draft_in: Path) -> None:
     ``draft_in``: a directory on the same file system.
     """
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    # Another admin's doctor may mend at the same moment.
     draft = draft_in / f".bootlock-{path.name}.{os.getpid()}"
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        draft.rename(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    replace_file(path, text.encode(), mode, draft=draft)
 
 
 def is_open(status: os.stat_result) -> bool:

@@ -29,6 +29,7 @@ from bootlockd.errors import FenceError
 from bootlockd.savedimage import SavedImage
 from bootlockd.savewatch import SavedImageWatcher
 from bootlockd.values import Case, Guest, Outcome, Power, Wake
+from lockdb.durable import sync_directory
 from lockdb.enforcements import State
 from lockdb.values import Hold, Kind
 
@@ -221,12 +222,12 @@ class CustodyFence:
         new.unlink(missing_ok=True)
         _link(image, new)
         new.replace(self._link(case))
-        _sync(self._directory)
+        sync_directory(self._directory)
         log.info("instance=%s %s", case.instance, Finding.KEPT)
 
     def _put_back(self, case: Case, kept: SavedImage, place: Path) -> None:
         _link(kept, place)
-        _sync(place.parent)
+        sync_directory(place.parent)
         # A start that was under way has discarded the image on purpose, and must not find it again
         # as its next one. libvirt answers only after it; a later start finds the image.
         now = hypervisor.observe([case.guest.uri], case.instance) if case.guest else None
@@ -327,14 +328,6 @@ def _link(image: SavedImage, path: Path) -> None:
         os.link(source, path, src_dir_fd=directory, dst_dir_fd=directory)
     finally:
         os.close(directory)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _failure(error: OSError) -> FenceError:

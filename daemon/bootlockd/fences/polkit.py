@@ -33,6 +33,7 @@ from bootlockd.polkitrules import Entry, Privileged
 from bootlockd.values import Case, Outcome, Wake
 from lockdb import disks, holds, permits
 from lockdb.database import open_db
+from lockdb.durable import replace_file
 from lockdb.enforcements import State
 from lockdb.errors import DatabaseError
 from lockdb.values import Hold, Permit
@@ -303,26 +304,7 @@ class PolkitFence:
     def _replace(self, text: str) -> Look:
         # polkit reads a file whose name ends in .rules at once, and drops one with half a rule.
         draft = self._file.with_name(f".{self._file.name}.new")
-        try:
-            draft.unlink(missing_ok=True)
-            # The directory is polkitd's: a link that it left there must lead us nowhere.
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(descriptor, "w", encoding="ascii") as file:
-                file.write(text)
-                file.flush()
-                os.fchmod(descriptor, 0o644)
-                os.fsync(descriptor)
-                # Now: in its place it is anybody's who may write there.
-                look = _look(os.fstat(descriptor))
-            draft.rename(self._file)
-        finally:
-            draft.unlink(missing_ok=True)
-        directory = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-        return look
+        return _look(replace_file(self._file, text.encode("ascii"), 0o644, draft=draft))
 
     def _fault(self) -> str:
         """What is wrong with the file; "" if it is as we left it."""
