@@ -43,6 +43,11 @@ def is_own(directory: str, instance: str) -> bool:
     return os.path.basename(directory) == instance
 
 
+def open_directory(path: str) -> int:
+    """A descriptor of it. Raises OSError, also where a link has taken its place."""
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+
 def name_for(path: str, instance: str, inode: int) -> str:
     """The second name for the file at ``path``, which has no links in it. Raises OSError."""
     directory = os.path.dirname(path)
@@ -132,8 +137,7 @@ def is_file(path: str, inode: int) -> bool:
 
 @contextmanager
 def _opened(directory: str) -> Iterator[int]:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(directory, flags)
+    descriptor = open_directory(directory)
     try:
         yield descriptor
     finally:

@@ -121,8 +121,7 @@ def find_directories(
         except Unreachable as error:
             found.refused.append(f"{path!r}, its directory, may be others' too: {error}")
             continue
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(path, flags)
+        descriptor = custodylinks.open_directory(path)
         stack.callback(os.close, descriptor)
         targets.append(Target(path, Role.DIRECTORY, descriptor, os.fstat(descriptor).st_ino))
     return targets

@@ -343,8 +343,7 @@ def _opened_again(row: Preserved, *, by_link: bool = True) -> int | None:
     """What the row is about; None if it is gone."""
     try:
         if row.role is Role.DIRECTORY:
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(row.path, flags)
+            descriptor = custodylinks.open_directory(row.path)
             if os.fstat(descriptor).st_ino == row.inode:
                 return descriptor
             os.close(descriptor)
