@@ -17,6 +17,9 @@ from lockdb.errors import LockDBError
 class BootlockdError(LockDBError):
     """A failure with a next step, as lockdb's."""
 
+    #: Of a program that it ends: as a rule its settings are of no use.
+    exit_code = 2
+
 
 class ConfigError(BootlockdError):
     """``path: key: problem``."""

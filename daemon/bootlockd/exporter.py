@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from bootlockd.config import DEFAULT_CONFIG, load
+from bootlockd.config import load
 from bootlockd.control import ask
-from bootlockd.errors import BootlockdError
 from bootlockd.metrics import MetricsServer
 from bootlockd.notify import notify
+from bootlockd.program import config_option, run_program
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +30,9 @@ _ENDING = {signal.SIGTERM, signal.SIGINT}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--config",
-    "path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=DEFAULT_CONFIG,
-    show_default=True,
-    help="The daemon's settings.",
-)
+@config_option
 def cli(path: Path) -> None:
     """Serve the metrics on the address in [metrics] of the settings, until SIGTERM."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     config = load(path)
     if not config.metrics.listen:
         log.info("metrics.listen is empty: there is nothing to serve")
@@ -64,16 +55,7 @@ def cli(path: Path) -> None:
 
 def main() -> int:
     """Run until told to end. Returns the exit code: 2 for what can't be served."""
-    try:
-        cli.main(prog_name="bootlockd.exporter", standalone_mode=False)
-    except click.ClickException as error:
-        click.echo(f"bootlock-metrics: {error.format_message()}", err=True)
-        return 2
-    except BootlockdError as error:
-        words = f"{error}; {error.hint}" if error.hint else str(error)
-        click.echo(f"bootlock-metrics: {words}", err=True)
-        return 2
-    return 0
+    return run_program(cli, "bootlock-metrics")
 
 
 if __name__ == "__main__":

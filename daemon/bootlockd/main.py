@@ -14,13 +14,14 @@ from typing import Protocol
 import click
 
 from bootlockd import __version__, realtime
-from bootlockd.config import DEFAULT_CONFIG, Config, load
+from bootlockd.config import Config, load
 from bootlockd.errors import BootlockdError
 from bootlockd.notify import notify
 from bootlockd.preserveservice import PreserveService
+from bootlockd.program import config_option, run_program
 from bootlockd.service import Service
 from bootlockd.sources.registry import sources
-from bootlockd.sources.runner import SyncFailed, SyncService
+from bootlockd.sources.runner import SyncService
 
 log = logging.getLogger(__name__)
 
@@ -43,14 +44,7 @@ class Runs(Protocol):
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--config",
-    "path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=DEFAULT_CONFIG,
-    show_default=True,
-    help="The settings.",
-)
+@config_option
 @click.option("--sync", is_flag=True, help="Keep the holds of the configured sources instead.")
 @click.option("--relay", is_flag=True, help="Write Nova's locks into the fleet's registry instead.")
 @click.option("--preserve", is_flag=True, help="Keep the disks of preserved instances instead.")
@@ -63,8 +57,6 @@ def cli(path: Path, sync: bool, relay: bool, preserve: bool, check_config: bool)
     with --relay, bootlock-preserve.service with --preserve. SIGHUP reads the settings again,
     SIGTERM ends it; what is enforced stays enforced.
     """
-    # journald adds the time, and reads the level from the prefix (sd-daemon(3)).
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     sys.setswitchinterval(SWITCH)
     if sync + relay + preserve > 1:
         raise click.UsageError("--sync, --relay and --preserve are processes of their own")
@@ -128,15 +120,7 @@ def _run(
 
 def main() -> int:
     """Run until told to end. Returns the exit code: 1 if it broke, 2 for unusable settings."""
-    try:
-        cli.main(prog_name="bootlockd", standalone_mode=False)
-    except click.ClickException as error:
-        click.echo(f"bootlockd: {error.format_message()}", err=True)
-        return 2
-    except BootlockdError as error:
-        click.echo(f"bootlockd: {error}" + (f"; {error.hint}" if error.hint else ""), err=True)
-        return 1 if isinstance(error, SyncFailed) else 2
-    return 0
+    return run_program(cli, "bootlockd")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ LOGGED = 20
 class SyncFailed(BootlockdError):
     """A thread is lost: the process must be started again."""
 
+    exit_code = 1
+
 
 def limits_of(config: Config, name: str) -> Limits:
     """The guard's limits for one source.
