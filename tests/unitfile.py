@@ -15,8 +15,11 @@ _PROGRAMS = {
 }
 
 
-def settings(text: str) -> dict[str, list[str]]:
-    """Each setting of a unit's text, with the values it is given in their order."""
+def settings(unit: Path, *, below: str = "") -> dict[str, list[str]]:
+    """Each setting with the values it is given, in their order; of what stands ``below`` a line."""
+    text = unit.read_text("utf-8")
+    if below:
+        _, _, text = text.partition(below)
     found: dict[str, list[str]] = {}
     for name, value in re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE):
         found.setdefault(name, []).append(value)
@@ -31,6 +34,13 @@ def copied(unit: Path, directory: Path) -> Path:
     copy = directory / unit.name
     copy.write_text(text, "utf-8")
     return copy
+
+
+def remove(unit: Path, name: str) -> None:
+    """Take a setting out of the file."""
+    text, removed = re.subn(rf"^{name}=.*$", "", unit.read_text("utf-8"), flags=re.MULTILINE)
+    assert removed, f"{unit.name} has no {name}"
+    unit.write_text(text, "utf-8")
 
 
 def faults(unit: Path) -> list[str]:

@@ -14,11 +14,7 @@ OWN = {"ReadWritePaths", "InaccessiblePaths"}
 
 def sandbox(unit: Path) -> dict[str, list[str]]:
     """What stands below the line about powers."""
-    return unitfile.settings(unit.read_text("utf-8").partition("# -- what it may do")[2])
-
-
-def test_systemd_finds_no_fault_in_it(tmp_path: Path) -> None:
-    assert unitfile.faults(unitfile.copied(UNIT, tmp_path)) == []
+    return unitfile.settings(unit, below="# -- what it may do")
 
 
 def test_it_is_confined_as_the_sync_is_and_has_no_database() -> None:
