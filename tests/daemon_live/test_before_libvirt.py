@@ -139,7 +139,7 @@ def test_what_libvirt_starts_before_it_answers_is_cut(
         libvirtd = host.popen(["libvirtd", "-p", "/run/libvirtd.pid"])
         wait_until((host.root / "began").exists, "the guest begins to run")
         wait_until(lambda: is_cut(host, device), "its NIC is cut")
-        assert not daemon.status()["looked"], "libvirt has not answered"
+        assert not daemon.status()["libvirt"]["qemu:///system"], "libvirt has not answered"
         assert qemu_pid(host, guest.uuid)
         stay.unlink()
         wait_until(lambda: _state(host, hold) is State.ENFORCED, "it is recorded")
