@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import Popen
 from types import TracebackType
 from typing import Any, Self
 
-from bootlockd.control import ask
+from bootlockd import control
 from bootlockd.errors import Unreachable
 from privatehost import PATIENCE, PrivateHost, wait_until
 
@@ -47,18 +47,30 @@ NOTE_PID = f'echo $$ >{PID_FILE}; exec "$@"'
 
 
 class Daemon:
-    """One bootlockd; a context manager from its first full look to its end."""
+    """One bootlockd; a context manager from its first full look to its end.
+
+    ``program``: what to run in its place. ``env``: more for its environment.
+    """
+
+    #: The signal that ends it at last.
+    ending = "TERM"
 
     def __init__(
-        self, host: PrivateHost, settings: str = SETTINGS, env: Mapping[str, str] | None = None
+        self,
+        host: PrivateHost,
+        settings: str = SETTINGS,
+        *,
+        program: Sequence[str | Path] = (PROGRAM,),
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.host = host
-        self.log_file = host.root / "bootlockd.log"
-        self.control = host.outside("/run/bootlock/control.sock")
+        self._socket = host.outside("/run/bootlock/control.sock")
+        self._settings = settings
+        self._program = program
         self._env = env
+        self._log = host.root / "bootlockd.log"
+        self._log.unlink(missing_ok=True)
         self._process: Popen[str] | None = None
-        self.log_file.unlink(missing_ok=True)
-        self.write_settings(settings)
 
     def __enter__(self) -> Self:
         self.start()
@@ -71,56 +83,110 @@ class Daemon:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            error.add_note(f"bootlockd said:\n{self.log()[-4000:]}")
-        if self._process:
-            self.stop()
+            error.add_note(f"bootlockd said:\n{self.log[-4000:]}")
+        self.end(self.ending)
 
     def write_settings(self, settings: str) -> None:
-        path = self.host.outside("/etc/bootlock/bootlock.toml")
-        path.write_text(settings, "utf-8")
+        """Settings for when it is started, or told to read them, the next time."""
+        self._settings = settings
+        self.host.outside("/etc/bootlock/bootlock.toml").write_text(settings, "utf-8")
 
-    def start(self, *, wait: bool = True) -> None:
-        """Start it; ``wait`` for its first full look."""
-        command: list[str | Path] = ["sh", "-c", NOTE_PID, "sh", PROGRAM]
+    def start(self) -> None:
+        """Start it and wait until it is up."""
+        self.launch()
+        wait_until(self._is_up_or_raises, "bootlockd is up")
+
+    def launch(self) -> None:
+        """Start it, without waiting for anything that it does."""
+        self.write_settings(self._settings)
         noted = self.host.outside(PID_FILE)
         noted.unlink(missing_ok=True)
-        with self.log_file.open("a", encoding="utf-8") as log:
-            self._process = self.host.popen(command, stderr=log.fileno(), env=self._env)
+        with self._log.open("a") as log:
+            self._process = self.host.popen(
+                ["sh", "-c", NOTE_PID, "sh", *self._program],
+                stdout=log.fileno(),
+                stderr=log.fileno(),
+                env=self._env,
+            )
         wait_until(lambda: noted.exists() and noted.read_text(), "bootlockd is started")
-        if wait:
-            wait_until(self._has_looked, f"bootlockd looks; it said: {self.log()[-2000:]}")
 
-    def stop(self, how: str = "TERM") -> int:
-        """End it with a signal; its exit status."""
-        assert self._process
+    def end(self, how: str = "TERM") -> int | None:
+        """End it with a signal, by the signal's name. Its exit status; None if it was ended."""
+        if self._process is None:
+            return None
+        assert self.runs, f"bootlockd has ended by itself: {self.log[-2000:]}"
         self.signal(how)
+        self._process.send_signal(signal.SIGCONT)
         status = self._process.wait(PATIENCE)
         self._process = None
         return status
 
-    def signal(self, name: str) -> None:
-        self.host.run(["kill", "-s", name, str(self.pid)])
-        if name == "CONT" and self._process:
+    def signal(self, how: str) -> None:
+        """Send it a signal, by the signal's name."""
+        self.host.run(["kill", "-s", how, self._pid_inside()])
+        if how == "CONT" and self._process:
             # nsenter stops itself when its child was stopped.
             self._process.send_signal(signal.SIGCONT)
 
     @property
+    def runs(self) -> bool:
+        """It was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def pid(self) -> int:
-        """Its process id inside."""
-        return int(self.host.outside(PID_FILE).read_text())
+        """Its process, by the PID it has outside."""
+        inside = self._pid_inside()
+        for pid in self.host.processes():
+            if _number_inside(pid) == inside:
+                return pid
+        raise ProcessLookupError(inside)
+
+    @property
+    def log(self) -> str:
+        """All that it has logged, each time it was started."""
+        return self._log.read_text("utf-8", errors="replace") if self._log.exists() else ""
 
     def status(self) -> dict[str, Any]:
-        (answer,) = ask(self.control, {"op": "status"}, PATIENCE)
+        """Its answer to ``status``. Raises Unreachable."""
+        return self._ask({"op": "status"})
+
+    def wake(self) -> None:
+        """Have it read the holds, as the CLI does after each change. Raises Unreachable."""
+        self._ask({"op": "wake"})
+
+    def settle(self, instance: str) -> None:
+        """Have it look at an instance, and wait until that is done. Raises Unreachable."""
+        for _answer in control.ask(
+            self._socket, {"op": "settle", "instance": instance}, timeout=PATIENCE
+        ):
+            pass
+
+    def is_up(self) -> bool:
+        """It has looked at everything once. Raises Unreachable."""
+        return bool(self.status()["looked"])
+
+    def _is_up_or_raises(self) -> bool:
+        assert self.runs, f"bootlockd has ended: {self.log[-3000:]}"
+        try:
+            return self.is_up()
+        except Unreachable:
+            return False
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        answers = list(control.ask(self._socket, question, timeout=PATIENCE))
+        if not answers:
+            raise Unreachable("no answer")
+        (answer,) = answers
         return answer
 
-    def log(self) -> str:
-        return self.log_file.read_text("utf-8") if self.log_file.exists() else ""
+    def _pid_inside(self) -> str:
+        return self.host.outside(PID_FILE).read_text().strip()
 
-    def _has_looked(self) -> bool:
-        try:
-            return bool(self.status()["looked"])
-        except Unreachable:
-            assert self._process
-            if self._process.poll() is not None:
-                raise AssertionError(f"bootlockd ended: {self.log()[-2000:]}") from None
-            return False
+
+def _number_inside(pid: int) -> str:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return next(line.split()[-1] for line in status.splitlines() if line.startswith("NSpid:"))

@@ -56,7 +56,7 @@ def test_it_answers_before_during_and_after_the_daemon(host: PrivateHost) -> Non
             assert "\nbootlock_daemon_up 1.0\n" in said
             assert "\nbootlock_stuck_instances 0.0\n" in said
             assert re.search(r"^bootlock_cycle_duration_seconds_count [1-9]", said, re.MULTILINE)
-            daemon.stop("KILL")
+            daemon.end("KILL")
             said = fetch(host)
         assert "\nbootlock_daemon_up 0.0\n" in said
         assert '\nbootlock_holds{kind="boot_lock",source="local"} 1.0\n' in said

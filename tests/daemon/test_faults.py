@@ -60,13 +60,13 @@ def test_killed_in_the_grace_it_goes_on_where_it_was(host: PrivateHost, guest: G
         placed = time.time()
         guest.place(*order)
         wait_until(lambda: (power_row(host, guest.uuid) or {}).get("state") == "pending", "asked")
-        daemon.stop("KILL")
+        daemon.end("KILL")
         assert guest.state() == RUNNING
         daemon.start()
         wait_until(lambda: guest.state() == OFF, "the grace ends")
         # The grace began when the guest was asked, not when the daemon came back.
         assert time.time() - placed >= 11
-        assert daemon.log().count("runs: shutdown") >= 1
+        assert daemon.log.count("runs: shutdown") >= 1
 
 
 def test_a_restarted_libvirtd_is_connected_to_proven_and_watched_again(
@@ -99,10 +99,10 @@ def test_a_libvirtd_that_hangs_holds_up_neither_answers_nor_what_comes_after(
             assert host.bootlock(*order).returncode == 0
             wait_until(lambda: daemon.status()["holds"] == 1, "the hold is read")
             # Started anew, it becomes ready without libvirt too.
-            daemon.stop("KILL")
-            daemon.start(wait=False)
-            wait_until(lambda: "ready: enforcing 1 holds" in daemon.log(), "it is ready")
-            assert "libvirt has not answered yet" in daemon.log()
+            daemon.end("KILL")
+            daemon.launch()
+            wait_until(lambda: "ready: enforcing 1 holds" in daemon.log, "it is ready")
+            assert "libvirt has not answered yet" in daemon.log
         finally:
             host.run(["kill", "-s", "CONT", libvirtd])
         wait_until(lambda: guest.state() == OFF, "it is destroyed when libvirtd answers")
@@ -140,7 +140,7 @@ def test_a_hook_that_is_changed_is_tried_at_once_and_the_outcome_journalled(
         assert daemon.status()["armed"][0]["armed"]
         host.outside(HOOK).chmod(0o644)
         wait_until(lambda: not daemon.status()["armed"][0]["armed"], "it is disarmed")
-        assert "qemu:///system NOT ARMED, held instances may start" in daemon.log()
+        assert "qemu:///system NOT ARMED, held instances may start" in daemon.log
         wait_until(lambda: events(host)[-1] == "disarmed", "it is journalled")
         host.outside(HOOK).chmod(0o755)
         wait_until(lambda: daemon.status()["armed"][0]["armed"], "it is armed again")
@@ -169,7 +169,7 @@ def test_break_glass_is_journalled_even_if_the_database_was_broken_then(
         wait_until(lambda: "break_glass_off" in events(host)[before:], "it is journalled")
         told = [event for event in events(host)[before:] if event.startswith("break_glass")]
         assert told == ["break_glass_on", "break_glass_off"]
-    assert "/run/bootlock/break-glass exists: starts that can't be decided" in daemon.log()
+    assert "/run/bootlock/break-glass exists: starts that can't be decided" in daemon.log
 
 
 def test_new_settings_take_effect_and_bad_ones_do_not(host: PrivateHost, guest: Guest) -> None:
@@ -178,14 +178,14 @@ def test_new_settings_take_effect_and_bad_ones_do_not(host: PrivateHost, guest: 
         began = daemon.status()["started"]
         daemon.write_settings("[daemon]\ninterval = 'often'\n")
         daemon.signal("HUP")
-        wait_until(lambda: "daemon.interval: must be a whole number" in daemon.log(), "refused")
+        wait_until(lambda: "daemon.interval: must be a whole number" in daemon.log, "refused")
         assert daemon.status()["started"] == began
         daemon.write_settings(SETTINGS + "[daemon]\npatience = 7\n")
         daemon.signal("HUP")
-        wait_until(lambda: daemon.log().count("ready: enforcing 1 holds") == 1, "it began anew")
+        wait_until(lambda: daemon.log.count("ready: enforcing 1 holds") == 1, "it began anew")
         host.virsh("resume", guest.uuid)
         wait_until(lambda: guest.state() == "paused", "it enforces as before")
-        assert daemon.stop() == 0
+        assert daemon.end() == 0
     assert not host.outside("/run/bootlock/control.sock").exists()
 
 

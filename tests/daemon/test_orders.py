@@ -100,12 +100,12 @@ def test_a_paused_guest_that_is_let_run_is_paused_again(
     assert power(guest.place("--on-running", "pause")) == ("enforced", "paused")
     assert guest.state() == PAUSED
     stopped = f"instance={guest.uuid} guest={guest.name!r} runs: pause"
-    assert daemon.log().count(stopped) == 1
+    assert daemon.log.count(stopped) == 1
     if by == "resume":
         guest.host.virsh("resume", guest.uuid)
     else:
         guest.host.virsh("qemu-monitor-command", guest.uuid, "--hmp", "cont")
-    wait_until(lambda: daemon.log().count(stopped) == 2, "it is seen to run")
+    wait_until(lambda: daemon.log.count(stopped) == 2, "it is seen to run")
     wait_until(lambda: guest.state() == PAUSED, "it is paused again")
     assert guest.release().returncode == 0
     assert guest.state() == RUNNING, "release lets go on what the hold paused"

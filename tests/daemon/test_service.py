@@ -47,7 +47,7 @@ def test_ready_comes_and_the_watchdog_is_fed_when_idle(host: PrivateHost, manage
         wait_until(lambda: manager.count("READY=1") == 2, "it is ready again")
         lines = manager.lines()
         assert lines.index("RELOADING=1") > lines.index("READY=1")
-        assert daemon.stop() == 0
+        assert daemon.end() == 0
     assert manager.lines()[-1] == "STOPPING=1"
 
 

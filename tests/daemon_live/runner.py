@@ -1,4 +1,4 @@
-"""The real bootlockd inside a private host: starting it, ending it in any way, asking it.
+"""What is asked of a bootlockd that is killed, and of a host with it: holds, guests.
 
 What the tests need to know of holds is read from the database and from libvirt, not from the
 daemon's own words.
@@ -6,141 +6,30 @@ daemon's own words.
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
 import libvirt
 
-from bootlockd import control, hypervisor
-from bootlockd.errors import Unreachable
-from daemonhost import NOTE_PID, PID_FILE, PROGRAM, SETTINGS
+import daemonhost
+from bootlockd import hypervisor
 from live.guests import remove
 from lockdb import enforcements, holds
 from lockdb.database import LockDB, open_db
 from lockdb.enforcements import Enforcement, State
 from lockdb.values import CANARY_PREFIX, Hold, NewHold, OnRunning
-from privatehost import PATIENCE, PrivateHost, domain_xml, wait_until
-
-_SOCKET = "/run/bootlock/control.sock"
+from privatehost import PrivateHost, domain_xml, wait_until
 
 
-class Daemon:
-    """One bootlockd; a context manager that ends it. ``program``: what to run in its place."""
+class Daemon(daemonhost.Daemon):
+    """One that is up as soon as it answers, whatever libvirt does, and is killed at last."""
 
-    def __init__(
-        self, host: PrivateHost, *, settings: str = SETTINGS, program: Sequence[str | Path] = ()
-    ) -> None:
-        self.host = host
-        self._settings = settings
-        self._program = list(program) or [PROGRAM]
-        self._process: subprocess.Popen[str] | None = None
+    ending = "KILL"
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.end("KILL")
-
-    def start(self) -> None:
-        """Start it and wait until its control socket answers."""
-        self.launch()
-        wait_until(self._answers_or_raises, "bootlockd answers")
-
-    def launch(self) -> None:
-        """Start it, without waiting for anything."""
-        self.host.outside("/etc/bootlock/bootlock.toml").write_text(self._settings)
-        with self._log.open("a") as log:
-            self._process = self.host.popen(
-                ["sh", "-c", NOTE_PID, "sh", *self._program],
-                stdout=log.fileno(),
-                stderr=log.fileno(),
-            )
-
-    def end(self, how: str) -> None:
-        """Send it a signal, by the signal's name, and wait until it is gone."""
-        if self._process is not None and self._process.poll() is None:
-            self.signal(how)
-            # nsenter stops itself when its child was stopped.
-            self._process.send_signal(signal.SIGCONT)
-        if self._process is not None:
-            self._process.wait(PATIENCE)
-            self._process = None
-
-    def signal(self, how: str) -> None:
-        """Send it a signal, by the signal's name."""
-        pid = self.host.outside(PID_FILE).read_text().strip()
-        self.host.run(["kill", "-s", how, pid], check=False)
-
-    @property
-    def runs(self) -> bool:
-        """It was started and has not ended."""
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        """Its process, by the PID it has outside."""
-        inside = self.host.outside(PID_FILE).read_text().strip()
-        for pid in self.host.processes():
-            if _pid_inside(pid) == inside:
-                return pid
-        raise ProcessLookupError(inside)
-
-    @property
-    def log(self) -> str:
-        """All that it has logged, this one and those before it on this host."""
-        return self._log.read_text(errors="replace")
-
-    def status(self) -> dict[str, Any]:
-        """Its answer to ``status``. Raises Unreachable."""
-        return self._ask({"op": "status"})
-
-    def wake(self) -> None:
-        """Have it read the holds, as the CLI does after each change. Raises Unreachable."""
-        self._ask({"op": "wake"})
-
-    def settle(self, instance: str) -> None:
-        """Have it look at an instance, and wait until that is done. Raises Unreachable."""
-        question = {"op": "settle", "instance": instance}
-        for _answer in control.ask(self.host.outside(_SOCKET), question, timeout=PATIENCE):
-            pass
-
-    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        socket = self.host.outside(_SOCKET)
-        for answer in control.ask(socket, question, timeout=PATIENCE):
-            return answer
-        raise Unreachable("no answer")
-
-    def _answers_or_raises(self) -> bool:
-        if not self.runs:
-            raise RuntimeError(f"bootlockd has ended: {self.log[-3000:]}")
-        try:
-            return bool(self.status())
-        except Unreachable:
-            return False
-
-    @property
-    def _log(self) -> Path:
-        return self.host.root / "bootlockd.log"
-
-
-def _pid_inside(pid: int) -> str:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return next(line.split()[-1] for line in status.splitlines() if line.startswith("NSpid:"))
+    def is_up(self) -> bool:
+        return bool(self.status())
 
 
 # -- holds ----------------------------------------------------------------------------------------

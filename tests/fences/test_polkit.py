@@ -442,7 +442,7 @@ def test_permits_and_holds_end_in_time_while_no_daemon_runs(
     short.place("--until", "6s")
     permit(guest, Operation.DELETE, "6s")
     permitted_until = int(time.time()) + 5
-    daemon.stop("KILL")
+    daemon.end("KILL")
     try:
         permitted = guest.may("domain.delete")
         # A machine may be too busy to ask in time.
@@ -459,11 +459,11 @@ def test_who_is_privileged_may_pass_and_who_was_it_may_not(
 ) -> None:
     guest.place()
     for setting in (f'privileged_users = ["x", "{USER}"]', 'privileged_groups = ["libvirt"]'):
-        daemon.stop()
+        daemon.end()
         daemon.write_settings(f"{SETTINGS}\n[polkit]\n{setting}\n")
         daemon.start()
         wait_until(lambda: guest.may("domain.delete"), "she may pass")
-    daemon.stop()
+    daemon.end()
     daemon.write_settings(SETTINGS)
     daemon.start()
     wait_until(lambda: not guest.may("domain.delete"), "she may not pass")
@@ -555,7 +555,7 @@ def test_a_daemon_that_died_leaves_the_rules_as_they_were(
 ) -> None:
     guest.place()
     before = host.rules()
-    daemon.stop("KILL")
+    daemon.end("KILL")
     try:
         assert host.rules() == before
         assert guest.refused("undefine")
@@ -638,7 +638,7 @@ def test_ten_thousand_held_instances_cost_a_call_little_more_than_none(
     names = [guest.uuid, *(str(uuids.uuid4()) for _ in range(9_999))]
     many = {uuid: polkitrules.entry_of([hold], [], [f"path:/images/{uuid}"]) for uuid in names}
     texts = [polkitrules.text(entries, polkitrules.Privileged()) for entries in ({}, many)]
-    daemon.stop()
+    daemon.end()
     took: list[list[float]] = [[], []]
     try:
         for turn in range(10):
