@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bootlock.main import main
+from bootlockd.config import Fleet
 from bootlockd.fleet.client import Client
 from bootlockd.fleet.follower import Rows
 from bootlockd.fleet.history import Standing, Suspicion
@@ -186,13 +187,9 @@ class Host(Follower):
 
 
 @pytest.fixture
-def hosts(tmp_path: Path, cluster: Cluster, keys: Keys) -> Iterator[list[Host]]:
+def hosts(tmp_path: Path, host_settings: list[Fleet]) -> Iterator[list[Host]]:
     with ExitStack() as stack:
-        settings = [
-            cluster.settings(host=name, prefix=keys.prefix, heartbeat=1, timeout=1)
-            for name in ("h1", "h2")
-        ]
-        yield [stack.enter_context(Host(tmp_path, each)) for each in settings]
+        yield [stack.enter_context(Host(tmp_path, settings)) for settings in host_settings]
 
 
 Cli = Callable[..., int]
@@ -215,16 +212,12 @@ def held(registry: Registry, hosts: list[Host]) -> str:
 
 
 @pytest.fixture
-def cli(keys: Keys, cluster: Cluster, tmp_path: Path) -> Cli:
+def cli(settings_file: Path, tmp_path: Path) -> Cli:
     """The command on a host, or where there is none."""
-    settings = tmp_path / "bootlock.toml"
-    settings.write_text(
-        f"[fleet]\nendpoints = [{json.dumps(cluster.url(0))}]\nprefix = '{keys.prefix}'\n"
-    )
 
     def run(host: Host | None, *words: str) -> int:
         path = host.path if host else tmp_path / "none.db"
-        return main(["--database", str(path), "--config", str(settings), *words])
+        return main(["--database", str(path), "--config", str(settings_file), *words])
 
     return run
 

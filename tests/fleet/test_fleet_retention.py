@@ -17,7 +17,6 @@ from bootlockd.fleet.keys import Keys
 from bootlockd.fleet.records import BadRecord, Record, Release, decoded, encoded
 from bootlockd.fleet.registry import Registry, record_of
 from bootlockd.sources.base import Order
-from etcdcluster import Cluster
 from lockdb.errors import AlreadyEnded, InvalidValue, Retained
 from lockdb.values import Kind, Retention
 from samples import HELD, NOW
@@ -109,18 +108,11 @@ def test_a_host_keeps_what_a_registry_releases_before_its_date(
     assert [ending.hold_id for ending in made.retained] == [strong.id]
 
 
-def test_by_the_cli(
-    keys: Keys, cluster: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    settings = tmp_path / "bootlock.toml"
-    settings.write_text(
-        f"[fleet]\nendpoints = [{json.dumps(cluster.url(0))}]\nprefix = '{keys.prefix}'\n"
-    )
-
+def test_by_the_cli(settings_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def cli(*words: str) -> int:
         capfd.readouterr()
         database = str(tmp_path / "none.db")
-        return main(["--database", database, "--config", str(settings), *words, "--fleet"])
+        return main(["--database", database, "--config", str(settings_file), *words, "--fleet"])
 
     why = ["--reason", "court"]
     assert cli("place", HELD, *why, "--retain-until", "30d", "--no-wait", "--json") == 0

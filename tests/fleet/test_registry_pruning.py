@@ -15,6 +15,7 @@ import pytest
 
 from bootlock.app import App
 from bootlock.main import main
+from bootlockd.config import Fleet
 from bootlockd.fleet.client import Client
 from bootlockd.fleet.hosts import MOST, Report, encoded
 from bootlockd.fleet.keys import Keys
@@ -22,7 +23,6 @@ from bootlockd.fleet.pruning import Pruner, plan, pruned_before
 from bootlockd.fleet.records import PermitRecord, Record, Release
 from bootlockd.fleet.registry import Entry, PermitEntry, Registry, Seen
 from bootlockd.sources.base import Order
-from etcdcluster import Cluster
 from fleet.follower import Follower
 from lockdb import permits
 from lockdb.errors import InvalidValue, NotNow
@@ -104,33 +104,21 @@ Cli = Callable[..., tuple[int, Any]]
 
 
 @pytest.fixture
-def hosts(tmp_path: Path, cluster: Cluster, keys: Keys) -> Iterator[list[Follower]]:
+def hosts(tmp_path: Path, host_settings: list[Fleet]) -> Iterator[list[Follower]]:
     with ExitStack() as stack:
-        settings = [
-            cluster.settings(host=name, prefix=keys.prefix, heartbeat=1, timeout=1)
-            for name in ("h1", "h2")
-        ]
-        yield [stack.enter_context(Follower(tmp_path, each)) for each in settings]
+        yield [stack.enter_context(Follower(tmp_path, settings)) for settings in host_settings]
 
 
 @pytest.fixture
 def later(
-    cluster: Cluster,
-    keys: Keys,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    settings_file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Cli:
     """The command on a host, 100 days from now: its exit code and JSON."""
-    settings = tmp_path / "bootlock.toml"
-    settings.write_text(
-        f"[fleet]\nendpoints = [{json.dumps(cluster.url(0))}]\nprefix = '{keys.prefix}'\n"
-    )
     monkeypatch.setattr(App, "now", lambda _app: int(time.time()) + 100 * DAY)
 
     def run(path: Path, *words: str) -> tuple[int, Any]:
         capfd.readouterr()
-        code = main(["--database", str(path), "--config", str(settings), *words, "--json"])
+        code = main(["--database", str(path), "--config", str(settings_file), *words, "--json"])
         said = capfd.readouterr()
         return code, json.loads(said.out) if said.out else said.err
 
