@@ -38,7 +38,6 @@ import uuid as uuids
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 from xml.sax.saxutils import escape, quoteattr
 
@@ -205,12 +204,7 @@ class PrivateHost:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.stop()
 
     def start(self) -> None:

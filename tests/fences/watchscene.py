@@ -10,7 +10,6 @@ import json
 import subprocess
 import uuid as uuids
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from bootlockd.config import ProcessWatch, WatchAction
@@ -110,12 +109,7 @@ class Bench:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         for process in self.started:
             process.kill()
             process.wait()

@@ -11,7 +11,6 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from daemonhost import PROGRAM, SETTINGS, Daemon
@@ -81,24 +80,17 @@ class FleetNet:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._stack = ExitStack()
+        self._begun = ExitStack()
         self.hosts: list[FleetHost] = []
 
     def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self._stack.close()
-            raise
+        with ExitStack() as begun:
+            self._start(begun)
+            self._begun = begun.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
+    def __exit__(self, *_exception: object) -> None:
+        self._begun.close()
 
     def cut(self, number: int) -> None:
         """Take a host's cable away."""
@@ -107,23 +99,21 @@ class FleetNet:
     def heal(self, number: int) -> None:
         self._ip("link", "set", f"h{number + 1}", "up")
 
-    def _start(self) -> None:
+    def _start(self, begun: ExitStack) -> None:
         command = ["unshare", "--net", "--kill-child", "--fork", "sh", "-c", _HOLD]
         self._holder = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
-        self._stack.callback(self._end_holder)
+        begun.callback(self._end_holder)
         assert self._holder.stdout
         assert self._holder.stdout.readline() == b"ready\n"
         children = Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children").read_text()
         self._pid = int(children.split()[0])
-        self.cluster = self._stack.enter_context(
-            Cluster(self._directory, net=self._pid, address=ADDRESS)
-        )
+        self.cluster = begun.enter_context(Cluster(self._directory, net=self._pid, address=ADDRESS))
         endpoints = [self.cluster.url(at) for at in range(3)]
         self.hosts = [FleetHost(f"h{number}", endpoints) for number in (1, 2, 3)]
         for host in self.hosts:
-            self._stack.callback(host.stop)
+            begun.callback(host.stop)
         with ThreadPoolExecutor() as pool:
             list(pool.map(FleetHost.start, self.hosts))
         for number, host in enumerate(self.hosts, 1):

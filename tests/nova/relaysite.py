@@ -7,10 +7,8 @@ a host of the fleet, and the relays are processes with settings of their own.
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from etcdcluster import Cluster
@@ -18,19 +16,10 @@ from lockdb import database, holds
 from lockdb.values import Hold
 from manager import Manager
 from nova.cloud import Cloud
+from nova.synchost import LOCK_DB, LOG, SETTINGS, in_force, run
 from privatehost import PrivateHost, wait_until
 
-PROGRAM = Path(sys.executable).parent / "bootlockd"
-LOCK_DB = Path("/var/lib/bootlock/lock.db")
 ETC = Path("/etc/bootlock")
-
-_SYNC = """\
-[sync]
-interval = 1
-max_release = 1000
-max_release_percent = 100
-"""
-_NOTE_PID = 'echo $$; log=$1; shift; exec "$@" >>"$log" 2>&1'
 
 
 class RelayProcess:
@@ -38,18 +27,14 @@ class RelayProcess:
 
     def __init__(self, host: PrivateHost, name: str, settings: str) -> None:
         self._host = host
-        self._log = host.outside(f"/run/{name}.log")
+        log = Path(f"/run/{name}.log")
+        self._log = host.outside(log)
         path = ETC / f"{name}.toml"
         host.outside(path).write_text(settings)
         socket = f"/run/{name}.sock"
         self.manager = Manager(host.outside(socket))
-        noting = ("sh", "-c", _NOTE_PID, "sh", f"/run/{name}.log")
-        started = host.popen(
-            [*noting, PROGRAM, "--relay", "--config", path], env={"NOTIFY_SOCKET": socket}
-        )
-        assert started.stdout
-        self._pid = started.stdout.readline().strip()
-        self._process = started
+        words = ("--relay", "--config", path)
+        self._process, self._pid = run(host, log, *words, env={"NOTIFY_SOCKET": socket})
         wait_until(lambda: "READY=1" in self.manager.lines(), f"{name} is ready; {self.log}")
 
     @property
@@ -80,54 +65,41 @@ class RelaySite:
         self._host = host
         self._cloud = cloud
         self._cluster = Cluster(directory, net=host.pid)
-        self._stack = ExitStack()
-        self._log = host.outside("/run/sync.log")
+        self._begun = ExitStack()
+        self._log = host.outside(LOG)
 
     def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self._stack.close()
-            raise
+        with ExitStack() as begun:
+            self._start(begun)
+            self._begun = begun.pop_all()
         return self
 
-    def _start(self) -> None:
-        self._stack.enter_context(self._cluster)
+    def _start(self, begun: ExitStack) -> None:
+        begun.enter_context(self._cluster)
         endpoints = json.dumps([self._cluster.url(at) for at in range(3)])
         self._fleet = f"[fleet]\nendpoints = {endpoints}\nheartbeat = 1\ntimeout = 2\n"
         self._host.outside(ETC).mkdir(exist_ok=True)
-        settings = f'{_SYNC}{self._fleet}host = "compute"\n'
+        settings = f'{SETTINGS}{self._fleet}host = "compute"\n'
         self._host.outside(ETC / "bootlock.toml").write_text(settings)
         self._host.outside(ETC / "clouds.yaml").write_text(self._cloud.clouds_yaml("bootlock"))
         self._log.touch()
-        noting = ("sh", "-c", _NOTE_PID, "sh", "/run/sync.log")
-        started = self._host.popen([*noting, PROGRAM, "--sync"])
-        assert started.stdout
-        pid = started.stdout.readline().strip()
-        self._stack.callback(started.wait)
-        self._stack.callback(self._host.run, ["kill", pid], check=False)
+        started, pid = run(self._host, LOG, "--sync")
+        begun.callback(started.wait)
+        begun.callback(self._host.run, ["kill", pid], check=False)
         wait_until(lambda: "ready: " in self._log.read_text(), "the host follows the registry")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
+    def __exit__(self, *_exception: object) -> None:
+        self._begun.close()
 
     def relay(self, name: str) -> RelayProcess:
         """Start one; its ``close`` ends it."""
         # A look at everything each few seconds.
         nova = '[sources.nova]\ncloud = "test"\nfull_interval = 3\ntimeout = 5\n'
-        return RelayProcess(self._host, name, f'{_SYNC}{self._fleet}host = "{name}"\n{nova}')
+        return RelayProcess(self._host, name, f'{SETTINGS}{self._fleet}host = "{name}"\n{nova}')
 
     def held(self) -> dict[str, Hold]:
         """The holds in force in the host's database, by instance; there is one on each."""
-        active = [hold for hold in self._history() if hold.released_at is None]
-        by_instance = {hold.instance: hold for hold in active}
-        assert len(by_instance) == len(active)
-        return by_instance
+        return in_force(self._history())
 
     def history(self, instance: str) -> list[Hold]:
         """All that the host ever had of it."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
+from subprocess import Popen
 from typing import Self
 
 import libvirt
 
+from daemonhost import PROGRAM
 from lockdb import database, holds, sources
 from lockdb.sources import State
 from lockdb.values import Hold
 from nova.cloud import Cloud
 from privatehost import PrivateHost, wait_until
 
-PROGRAM = Path(sys.executable).parent / "bootlockd"
 LOG = Path("/run/sync.log")
 LOCK_DB = Path("/var/lib/bootlock/lock.db")
 
@@ -25,6 +25,26 @@ interval = 1
 max_release = 1000
 max_release_percent = 100
 """
+
+_NOTE_PID = 'echo $$; log=$1; shift; exec "$@" >>"$log" 2>&1'
+
+
+def run(
+    host: PrivateHost, log: Path, *words: str | Path, env: Mapping[str, str] | None = None
+) -> tuple[Popen[str], str]:
+    """bootlockd inside, which adds what it says to ``log``: nsenter, and its PID there."""
+    command = ["sh", "-c", _NOTE_PID, "sh", log, PROGRAM, *words]
+    started = host.popen(command, env=env)
+    assert started.stdout
+    return started, started.stdout.readline().strip()
+
+
+def in_force(history: Iterable[Hold]) -> dict[str, Hold]:
+    """By instance; there is one on each."""
+    active = [hold for hold in history if hold.released_at is None]
+    by_instance = {hold.instance: hold for hold in active}
+    assert len(by_instance) == len(active)
+    return by_instance
 
 
 def starts(guest: libvirt.virDomain) -> bool:
@@ -54,12 +74,7 @@ class SyncHost:
         self._host.bootlock("init")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.stop()
         if self._log.exists():
             print(self.log)  # pytest shows it, should the test have failed
@@ -77,10 +92,7 @@ class SyncHost:
         """Configure and start it, and wait until it has looked once, or failed to."""
         self.configure(**nova)
         self._log.write_text("")
-        logging = 'echo $$; log=$1; shift; exec "$@" >"$log" 2>&1'
-        started = self._host.popen(["sh", "-c", logging, "sh", LOG, PROGRAM, "--sync"])
-        assert started.stdout
-        self._pid = started.stdout.readline().strip()
+        _, self._pid = run(self._host, LOG, "--sync")
         wait_until(lambda: "ready: " in self.log or self._is_gone(), "it is ready")
         assert "ready: " in self.log, self.log
 
@@ -105,11 +117,7 @@ class SyncHost:
     def held(self) -> dict[str, Hold]:
         """The holds in force, by instance; there is one on each."""
         with database.open_db(self._host.outside(LOCK_DB), read_only=True) as lock_db:
-            found = holds.history(lock_db, source="nova")
-        active = [hold for hold in found if hold.released_at is None]
-        by_instance = {hold.instance: hold for hold in active}
-        assert len(by_instance) == len(active)
-        return by_instance
+            return in_force(holds.history(lock_db, source="nova"))
 
     def history(self, instance: str) -> list[Hold]:
         """All holds that it ever had."""
