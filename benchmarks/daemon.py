@@ -48,7 +48,8 @@ from daemon_live.runner import (
 from daemonhost import SETTINGS
 from lockdb.database import open_db
 from lockdb.values import Hold, OnRunning
-from privatehost import PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 RATIO_TARGET = 1.5
 CPU_TARGET = 1.0

@@ -30,8 +30,9 @@ from tabulate import tabulate
 from bootlockd.offenders import Finding
 from bootlockd.qemus import file_id
 from bootlockd.watchprocess import WatchProcess
-from privatehost import PATIENCE, PrivateHost, wait_until
+from privatehost import PrivateHost
 from rawqemu import QEMU, RawQemu
+from waiting import PATIENCE, wait_until
 
 _TRIES = 40
 #: No guest has one of its own here: everything found is foreign.

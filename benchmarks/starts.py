@@ -19,9 +19,10 @@ from pathlib import Path
 from benchmarks import guest
 from benchmarks.calls import WrongVerdict
 from benchmarks.measure import Case
+from domainxml import domain_xml
 from hookrunner import DECIDE, HOOK
 from lockdb.values import CANARY_PREFIX
-from privatehost import PrivateHost, domain_xml
+from privatehost import PrivateHost
 
 _ORDINARY = "ordinary"
 _LEAST = "least"

@@ -26,7 +26,8 @@ from daemon_live.runner import (
     wait_power,
 )
 from lockdb.values import Hold, OnRunning
-from privatehost import PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 _NAME = "unseen"
 

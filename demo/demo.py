@@ -21,7 +21,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from types import FrameType
 
-from privatehost import PrivateHost, PrivateHostError, domain_xml, file_disk
+from domainxml import domain_xml, file_disk
+from privatehost import PrivateHost, PrivateHostError
 
 SOURCES = Path(__file__).resolve().parents[1]
 

@@ -19,7 +19,8 @@ from typing import Any, Self
 
 from bootlockd import control
 from bootlockd.errors import Unreachable
-from privatehost import PATIENCE, PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import PATIENCE, wait_until
 
 PROGRAM = Path(sys.executable).parent / "bootlockd"
 

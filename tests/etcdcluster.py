@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import Self
 
 from bootlockd.config import Fleet
-from privatehost import PATIENCE, wait_until
+from waiting import PATIENCE, wait_until
 
 _PEER, _CLIENT = 0, 1
 

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from privatehost import PrivateHost, domain_xml
+from domainxml import domain_xml
+from privatehost import PrivateHost
 
 SOURCES = Path(__file__).resolve().parents[1]
 

@@ -18,7 +18,8 @@ from typing import Any, Self
 
 from bootlockd.polkitrules import proof_of
 from daemonhost import SETTINGS as PLAIN
-from privatehost import PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 USER = "tester"
 RULES = "/etc/polkit-1/rules.d/00-bootlock.rules"

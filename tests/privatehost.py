@@ -33,18 +33,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import uuid as uuids
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
-from xml.sax.saxutils import escape, quoteattr
 
 import libvirt
 
-PATIENCE = 60.0
-"""Seconds after which a wait gives up. Far above what anything takes: it only ends a hang."""
+from cgroups import Cgroups, mounted_hierarchies
+from waiting import PATIENCE, wait_until
 
 DRIVERS = ("qemu", "lxc", "libxl")
 """The libvirt drivers that have a hooks directory."""
@@ -124,14 +121,6 @@ echo ready
 exec env --ignore-signal=CHLD cat >/dev/null
 """.replace("OWN_DIRECTORIES", " ".join(_OWN))
 
-# Moves itself into the given cgroups (up to `--`), then becomes the rest of its arguments.
-_JOIN = r"""
-set -eu
-while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs"; shift; done
-shift
-exec "$@"
-"""
-
 _END_AND_WAIT = r"""
 kill -s "$1" "$2" 2>/dev/null || exit 0
 while kill -0 "$2" 2>/dev/null; do sleep 0.02; done
@@ -151,15 +140,6 @@ class CommandFailed(PrivateHostError):
             f"{' '.join(map(str, done.args))}: {why}\n"
             f"stdout: {_tail(done.stdout)}\nstderr: {_tail(done.stderr)}"
         )
-
-
-def wait_until(condition: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
-    """Return as soon as ``condition()`` is true; raise TimeoutError naming ``what`` if never."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {timeout:g} s in vain: {what}")
-        time.sleep(0.02)
 
 
 class PrivateHost:
@@ -194,7 +174,7 @@ class PrivateHost:
         self._holder: subprocess.Popen[str] | None = None
         self._holder_pid = 0
         self._pid_namespace = ""
-        self._cgroups = _Cgroups()
+        self._cgroups = Cgroups()
         self._background: list[subprocess.Popen[str]] = []
         self._made_root = False
 
@@ -498,7 +478,12 @@ class PrivateHost:
         else:
             argv = ["nsenter", f"--net=/proc/{self._network_of._holder_pid}/ns/net", *argv]
         if self._lxc:
-            self._cgroups = _Cgroups.make(f"bootlock-{secrets.token_hex(4)}")
+            hierarchies = mounted_hierarchies()
+            if not hierarchies:
+                raise PrivateHostError(
+                    "no cgroups are mounted here, so libvirt can't start containers"
+                )
+            self._cgroups = Cgroups.make(f"bootlock-{secrets.token_hex(4)}", hierarchies)
             argv = self._cgroups.rooting(argv)
         holder = ["sh", "-c", _HOLDER, "holder", str(self.root), f"{self.name}.test"]
         self._holder = subprocess.Popen(
@@ -535,85 +520,6 @@ class PrivateHost:
         return self._cgroups.joining(enter)
 
 
-class _Cgroups:
-    """The cgroups of one host: a directory in each hierarchy, the root of a cgroup namespace.
-
-    The daemons live in ``inside`` below it: with cgroup v2 a group that hands controllers on to
-    its children, as libvirt makes the root do, can't hold processes itself.
-    """
-
-    def __init__(self, groups: Sequence[Path] = (), controllers: Sequence[str] = ()) -> None:
-        self.controllers = tuple(controllers)
-        self._groups = tuple(groups)
-
-    @classmethod
-    def make(cls, name: str) -> Self:
-        hierarchies = _cgroup_hierarchies()
-        made = cls([mount / name for mount in hierarchies.values()], list(hierarchies))
-        try:
-            for group in made._groups:
-                for directory in (group, group / "inside"):
-                    directory.mkdir()
-                    for value in ("cpuset.cpus", "cpuset.mems"):  # v1 starts with none of them
-                        if (directory / value).exists() and made.controllers != ("2",):
-                            (directory / value).write_text((directory.parent / value).read_text())
-        except BaseException:
-            made.remove()
-            raise
-        return made
-
-    def rooting(self, argv: Sequence[str]) -> list[str]:
-        """The command that makes these the root of a new cgroup namespace and runs argv there."""
-        to_the_root = ["sh", "-c", _JOIN, "join", *map(str, self._groups), "--"]
-        return [*to_the_root, "unshare", "--cgroup", *self.joining(argv)]
-
-    def joining(self, argv: Sequence[str]) -> list[str]:
-        """The command that runs argv in these cgroups."""
-        if not self._groups:
-            return list(argv)
-        inside = [str(group / "inside") for group in self._groups]
-        return ["sh", "-c", _JOIN, "join", *inside, "--", *argv]
-
-    def remove(self) -> None:
-        for group in self._groups:
-            for directory, _, _ in os.walk(group, topdown=False):
-                wait_until(partial(_removed, directory), f"cgroup {directory} is empty")
-        self._groups = ()
-
-
-def _removed(cgroup: str) -> bool:
-    try:
-        os.rmdir(cgroup)
-    except FileNotFoundError:
-        return True
-    except OSError:  # the kernel takes a moment to forget the dead
-        return False
-    return True
-
-
-def _cgroup_hierarchies() -> dict[str, Path]:
-    """Where the cgroup controllers are mounted: v1 by their names, or v2 alone as ``2``.
-
-    On a hybrid machine the controllers are v1's; libvirt then can't use the `unified` tree.
-    """
-    v1: dict[str, Path] = {}
-    v2: dict[str, Path] = {}
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        _, _, _, top, mount = before.split()[:5]
-        kind, _, options = after.split()[:3]
-        if top != "/":
-            continue
-        if kind == "cgroup2":
-            v2["2"] = Path(mount)
-        elif kind == "cgroup" and "name=" not in options:
-            controllers = [o for o in options.split(",") if o not in ("rw", "ro", "xattr")]
-            v1[",".join(controllers)] = Path(mount)
-    if not v1 and not v2:
-        raise PrivateHostError("no cgroups are mounted here, so libvirt can't start containers")
-    return v1 or v2
-
-
 def _all_processes() -> Iterator[tuple[int, str]]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -636,67 +542,6 @@ def _unused_directory() -> Path:
 
 def _tail(text: str, size: int = 4000) -> str:
     return text if len(text) <= size else f"... {text[-size:]}"
-
-
-# -- domain XML -----------------------------------------------------------------------------------
-
-
-def disk_xml(
-    kind: str, source: str, *, target: str = "vda", image: str = "raw", extra: str = ""
-) -> str:
-    """A `<disk>` of one type. ``source``: its `<source>`; ``extra``: more XML within it."""
-    return (
-        f"<disk type='{kind}' device='disk'><driver name='qemu' type='{image}'/>{source}"
-        f"<target dev='{target}' bus='virtio'/>{extra}</disk>"
-    )
-
-
-def file_disk(path: Path, *, target: str = "vda", image: str = "raw", extra: str = "") -> str:
-    """A disk in an image file of format ``image``."""
-    source = f"<source file={quoteattr(str(path))}/>"
-    return disk_xml("file", source, target=target, image=image, extra=extra)
-
-
-def domain_xml(
-    name: str,
-    uuid: str | None = None,
-    *,
-    disks: Iterable[str | Path] = (),
-    devices: str = "",
-    metadata: str = "",
-    memory_mib: int = 64,
-) -> str:
-    """The smallest QEMU guest that starts anywhere (emulated, no KVM); its BIOS finds no system.
-
-    ``disks``: a Path is a raw image file, a string is XML of a `<disk>`. ``uuid`` None: libvirt
-    makes one up.
-    """
-    drives = [
-        file_disk(disk, target=f"vd{chr(ord('a') + at)}") if isinstance(disk, Path) else disk
-        for at, disk in enumerate(disks)
-    ]
-    return (
-        f"<domain type='qemu'><name>{escape(name)}</name>{_uuid_element(uuid)}{metadata}"
-        f"<memory unit='MiB'>{memory_mib}</memory><vcpu>1</vcpu>"
-        "<os><type arch='x86_64' machine='pc'>hvm</type></os>"
-        "<features><acpi/></features>"
-        f"<devices>{''.join(drives)}{devices}"
-        "<controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"
-    )
-
-
-def container_xml(name: str, uuid: str | None = None, *, init: str = "/bin/sleep") -> str:
-    """A container on the host's own root file system that does nothing."""
-    return (
-        f"<domain type='lxc'><name>{escape(name)}</name>{_uuid_element(uuid)}"
-        "<memory unit='MiB'>64</memory><vcpu>1</vcpu>"
-        f"<os><type>exe</type><init>{escape(init)}</init><initarg>infinity</initarg></os>"
-        "<devices><console type='pty'/></devices></domain>"
-    )
-
-
-def _uuid_element(uuid: str | None) -> str:
-    return "" if uuid is None else f"<uuid>{escape(uuid)}</uuid>"
 
 
 def _ignore_error(context: object, error: object) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import pty
 
-from privatehost import PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 _BASH = """
     . /usr/share/bash-completion/completions/bootlock

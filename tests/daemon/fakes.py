@@ -15,7 +15,7 @@ from bootlockd.values import Case, Guest, Outcome, Power
 from lockdb import database, holds
 from lockdb.enforcements import State
 from lockdb.values import Hold, Kind, NewHold
-from privatehost import PATIENCE
+from waiting import PATIENCE
 
 
 def uuid(number: int) -> str:

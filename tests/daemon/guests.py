@@ -8,7 +8,8 @@ import uuid as uuids
 from contextlib import closing
 from typing import Any
 
-from privatehost import PrivateHost, domain_xml, file_disk
+from domainxml import domain_xml, file_disk
+from privatehost import PrivateHost
 
 OFF, RUNNING, PAUSED = "shut off", "running", "paused"
 

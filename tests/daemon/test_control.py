@@ -23,7 +23,7 @@ from bootlockd.control import ControlSocket, ask
 from bootlockd.cycle import Cycle
 from bootlockd.errors import BootlockdError, Unreachable
 from daemon.fakes import FakeFence, guest, place, release, settings, turning, uuid
-from privatehost import PATIENCE, wait_until
+from waiting import PATIENCE, wait_until
 
 
 def _status(cycle: Cycle) -> dict[str, Any]:

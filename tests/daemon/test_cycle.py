@@ -24,8 +24,8 @@ from daemon.fakes import FakeFence, guest, place, release, settings, turning, uu
 from lockdb import database, disks, enforcements, holds, permits, witness
 from lockdb.enforcements import Enforcement, State
 from lockdb.values import Operation
-from privatehost import PATIENCE, wait_until
 from samples import new_hold
+from waiting import PATIENCE, wait_until
 
 
 @pytest.fixture(autouse=True)

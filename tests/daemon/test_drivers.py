@@ -12,7 +12,8 @@ from bootlockd import hypervisor
 from bootlockd.errors import NoSuchDriver, Unreachable
 from daemon.fakes import uuid
 from daemonhost import SETTINGS, Daemon
-from privatehost import PATIENCE, PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import PATIENCE, wait_until
 
 HERE = "test:///default"
 NOT_HERE = "nosuch:///system"

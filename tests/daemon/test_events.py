@@ -14,7 +14,7 @@ from bootlockd import events, hypervisor
 from bootlockd.errors import NoSuchDriver, Unreachable
 from bootlockd.events import EventFeeder
 from bootlockd.values import Wake
-from privatehost import wait_until
+from waiting import wait_until
 
 HERE = "test:///default"
 

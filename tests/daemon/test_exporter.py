@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import pytest
 
 from daemonhost import SETTINGS, Daemon
-from privatehost import PATIENCE, PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.live
 

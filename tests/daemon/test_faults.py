@@ -11,7 +11,8 @@ import pytest
 
 from daemon.guests import OFF, RUNNING, Guest, power_row
 from daemonhost import PROGRAM, SETTINGS, Daemon
-from privatehost import PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

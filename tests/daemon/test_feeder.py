@@ -15,7 +15,7 @@ from daemon.fakes import place, release, uuid
 from lockdb import breakglass, database, enforcements, permits, proofs, refusals
 from lockdb.enforcements import Enforcement, State
 from lockdb.values import Operation
-from privatehost import wait_until
+from waiting import wait_until
 
 
 class Noticed:

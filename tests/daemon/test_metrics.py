@@ -28,7 +28,7 @@ from daemon.fakes import place, release, uuid
 from lockdb import database, enforcements, journal, permits, proofs, refusals, sources
 from lockdb.enforcements import Enforcement, State
 from lockdb.values import Kind, Operation
-from privatehost import PATIENCE
+from waiting import PATIENCE
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/metrics.md"
 

@@ -16,7 +16,9 @@ import pytest
 
 from daemon.guests import OFF, PAUSED, RUNNING, Guest, power_row
 from daemonhost import Daemon
-from privatehost import PATIENCE, PrivateHost, domain_xml, wait_until
+from domainxml import domain_xml
+from privatehost import PrivateHost
+from waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.live
 

@@ -16,7 +16,8 @@ from bootlockd.service import Service
 from daemon.fakes import settings
 from daemonhost import Daemon
 from manager import Manager
-from privatehost import PATIENCE, PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import PATIENCE, wait_until
 
 
 @pytest.fixture

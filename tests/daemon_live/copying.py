@@ -7,7 +7,8 @@ from contextlib import closing
 
 import libvirt
 
-from privatehost import PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 MIB_PER_SECOND = 1
 

@@ -15,12 +15,14 @@ import libvirt
 
 import daemonhost
 from bootlockd import hypervisor
+from domainxml import domain_xml
 from live.guests import remove
 from lockdb import enforcements, holds
 from lockdb.database import LockDB, open_db
 from lockdb.enforcements import Enforcement, State
 from lockdb.values import CANARY_PREFIX, Hold, NewHold, OnRunning
-from privatehost import PrivateHost, domain_xml, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 
 class Daemon(daemonhost.Daemon):

@@ -12,6 +12,7 @@ import pytest
 
 from daemon_live.runner import Daemon, database, release, row_of, start_guest
 from daemonhost import SETTINGS
+from domainxml import domain_xml
 from fences.lockedfiles import is_locked
 from fences.netscene import BRIDGE, build, flush, is_cut, set_up
 from live.guests import Identity, qemu_pid
@@ -19,7 +20,8 @@ from lockdb import disks, holds, permits
 from lockdb.database import open_db
 from lockdb.enforcements import State
 from lockdb.values import Hold, NewHold, Operation
-from privatehost import PrivateHost, domain_xml, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

@@ -19,7 +19,8 @@ from daemon_live.runner import (
 )
 from live.guests import Identity, somebody_new
 from lockdb.values import Hold, OnRunning
-from privatehost import PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

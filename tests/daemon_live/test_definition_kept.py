@@ -20,12 +20,14 @@ from daemon_live.runner import (
     start_guest,
 )
 from daemonhost import SETTINGS
+from domainxml import domain_xml, file_disk
 from live.guests import somebody_new
 from lockdb import holds, journal, permits
 from lockdb.database import open_db
 from lockdb.enforcements import State
 from lockdb.values import Hold, Kind, NewHold, Operation
-from privatehost import PrivateHost, domain_xml, file_disk, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

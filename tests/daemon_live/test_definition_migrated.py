@@ -21,8 +21,9 @@ from lockdb import holds
 from lockdb.database import open_db
 from lockdb.enforcements import State
 from lockdb.values import Hold, Kind, NewHold
-from privatehost import PrivateHost, wait_until
+from privatehost import PrivateHost
 from samples import NOW
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

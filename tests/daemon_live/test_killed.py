@@ -31,7 +31,8 @@ from lockdb import journal
 from lockdb.database import open_db
 from lockdb.enforcements import State
 from lockdb.values import Hold, OnRunning
-from privatehost import PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

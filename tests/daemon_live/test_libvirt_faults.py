@@ -26,7 +26,8 @@ from daemonhost import SETTINGS
 from live.guests import Identity, qemu_pid, runs, somebody_new
 from lockdb.enforcements import State
 from lockdb.values import OnRunning
-from privatehost import PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

@@ -25,12 +25,14 @@ from daemon_live.runner import (
     wait_power,
 )
 from daemonhost import SETTINGS
+from domainxml import domain_xml, file_disk
 from live.guests import Identity, runs, somebody_new
 from lockdb import journal
 from lockdb.database import open_db
 from lockdb.enforcements import State
 from lockdb.values import Hold, OnRunning
-from privatehost import PrivateHost, domain_xml, file_disk, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

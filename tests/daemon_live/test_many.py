@@ -23,7 +23,8 @@ from live.guests import Identity, qemu_pid, somebody_new
 from lockdb import holds
 from lockdb.database import open_db
 from lockdb.values import OnRunning
-from privatehost import PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

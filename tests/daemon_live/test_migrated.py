@@ -21,7 +21,8 @@ from daemon_live.runner import (
 )
 from live.guests import Identity
 from lockdb.values import OnRunning
-from privatehost import PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

@@ -15,12 +15,14 @@ import pytest
 from bootlockd import running
 from daemon_live.runner import Daemon, database, power, remove_guests
 from daemonhost import NOTE_PID, PROGRAM
+from domainxml import domain_xml, file_disk
 from fences.preservescene import is_immutable
 from live.guests import Identity, somebody_new
 from lockdb import journal, preserved
 from lockdb.database import open_db
 from lockdb.preserved import Role, Stage
-from privatehost import PATIENCE, PrivateHost, domain_xml, file_disk, wait_until
+from privatehost import PrivateHost
+from waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.live
 

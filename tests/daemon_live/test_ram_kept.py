@@ -25,7 +25,8 @@ from daemonhost import SETTINGS
 from live.guests import Identity
 from lockdb.enforcements import State
 from lockdb.values import Hold, OnRunning
-from privatehost import PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

@@ -25,10 +25,12 @@ from daemon_live.runner import (
     wait_power,
 )
 from daemonhost import SETTINGS
+from domainxml import file_disk
 from live.guests import Identity, qemu_pid, runs
 from lockdb.enforcements import State
 from lockdb.values import Hold, OnRunning
-from privatehost import PrivateHost, file_disk, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

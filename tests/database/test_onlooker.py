@@ -18,7 +18,7 @@ from lockdb import database, holds, onlooker
 from lockdb.database import LockDB
 from lockdb.errors import DatabaseError, DatabaseForbidden, DatabaseMissing
 from lockdb.values import NewHold
-from privatehost import PATIENCE
+from waiting import PATIENCE
 
 #: Looks of each kind, with the others' files there and without.
 ENOUGH = 5

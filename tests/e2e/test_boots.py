@@ -18,7 +18,7 @@ import pytest
 from e2e.conftest import Installation, tidy
 from e2e.guests import NOTICE, define, is_held, place, release, running, start
 from e2e.machine import Machine
-from privatehost import wait_until
+from waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 

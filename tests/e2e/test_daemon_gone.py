@@ -6,7 +6,7 @@ import pytest
 
 from e2e.guests import define, is_held, place
 from e2e.machine import Machine
-from privatehost import wait_until
+from waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 

@@ -9,7 +9,7 @@ import pytest
 from e2e.conftest import Installation
 from e2e.guests import define, is_held, place, running, start
 from e2e.machine import Machine
-from privatehost import wait_until
+from waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 

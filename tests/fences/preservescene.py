@@ -23,12 +23,13 @@ from sqlite_utils import Database
 from bootlockd import custodylinks, inodeflags
 from bootlockd.fences.preserve import PreserveFence
 from bootlockd.worker import Job, Worker
+from domainxml import domain_xml
 from lockdb import database, enforcements, holds, preserved
 from lockdb.database import LockDB, open_db
 from lockdb.enforcements import Enforcement
 from lockdb.preserved import Preserved
 from lockdb.values import Hold, NewHold
-from privatehost import PrivateHost, domain_xml
+from privatehost import PrivateHost
 
 #: EXT4_IOC_SHUTDOWN with EXT4_GOING_FLAGS_NOLOGFLUSH: from then on nothing reaches the disk.
 _SHUTDOWN = 0x8004587D

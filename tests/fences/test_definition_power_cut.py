@@ -18,12 +18,13 @@ from bootlockd import definitions, hypervisor, keptdefinition
 from bootlockd.config import Definition, Restore
 from bootlockd.fences.definition import DefinitionFence
 from bootlockd.worker import Job, Worker
+from domainxml import domain_xml, file_disk
 from fences.preservescene import Boundaries, Box, PowerCut, in_own_mounts, mounted
 from lockdb import database, enforcements, holds
 from lockdb.database import open_db
 from lockdb.enforcements import State
 from lockdb.values import Hold, NewHold
-from privatehost import PrivateHost, domain_xml, file_disk
+from privatehost import PrivateHost
 
 pytestmark = pytest.mark.live
 

@@ -18,7 +18,8 @@ from fences.netscene import (
     rules,
     set_up,
 )
-from privatehost import PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

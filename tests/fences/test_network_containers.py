@@ -9,13 +9,15 @@ import pytest
 
 from daemon_live.runner import Daemon, database, release, row_of
 from daemonhost import SETTINGS
+from domainxml import container_xml
 from fences.netscene import BRIDGE, HERE, build, is_cut, is_up, rules
 from live.guests import Identity, somebody_new
 from lockdb import holds
 from lockdb.database import open_db
 from lockdb.enforcements import State
 from lockdb.values import Hold, NewHold
-from privatehost import PrivateHost, container_xml, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

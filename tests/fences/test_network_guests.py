@@ -16,13 +16,15 @@ import pytest
 from bootlockd import hypervisor
 from daemon_live.runner import Daemon, database, release, row_of
 from daemonhost import SETTINGS
+from domainxml import domain_xml
 from fences.netscene import BRIDGE, PEER, Talker, build, flush, is_cut, is_up, rules, set_up
 from live.guests import Identity, remove_all, somebody_new
 from lockdb import holds, permits
 from lockdb.database import open_db
 from lockdb.enforcements import State
 from lockdb.values import Hold, NewHold, Operation
-from privatehost import PrivateHost, domain_xml, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

@@ -16,12 +16,13 @@ import pytest
 
 from bootlockd import polkitrules
 from daemonhost import Daemon
+from domainxml import domain_xml, file_disk
 from lockdb import database, disks, holds, permits
 from lockdb.operations import HARMLESS, RULES, refused_permissions
 from lockdb.values import Hold, NewHold, Operation
 from polkithost import FUTURE, SETTINGS, USER, PolkitHost
 from polkithost import RULES as RULES_FILE
-from privatehost import domain_xml, file_disk, wait_until
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

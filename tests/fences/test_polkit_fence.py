@@ -18,8 +18,8 @@ from lockdb import holds, permits
 from lockdb.database import LockDB
 from lockdb.enforcements import State
 from lockdb.values import Hold, Kind, Operation
-from privatehost import wait_until
 from samples import FREE, HELD, NOW, OTHER, new_hold
+from waiting import wait_until
 
 GUEST = Guest("qemu:///system", "web", HELD, Power.OFF, None, True, False)
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from bootlockd.digests import Digester
+from domainxml import disk_xml, domain_xml, file_disk
 from fences.preservescene import Scene, is_immutable, make_immutable, overlay
 from lockdb.enforcements import State
 from lockdb.preserved import Role, Stage
 from lockdb.values import Hold
-from privatehost import PrivateHost, disk_xml, domain_xml, file_disk
+from privatehost import PrivateHost
 
 pytestmark = pytest.mark.live
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from domainxml import file_disk
 from fences.preservescene import (
     Boundaries,
     Box,
@@ -26,7 +27,7 @@ from fences.preservescene import (
 from lockdb.enforcements import State
 from lockdb.preserved import Stage
 from lockdb.values import Hold
-from privatehost import PrivateHost, file_disk
+from privatehost import PrivateHost
 
 pytestmark = pytest.mark.live
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from fences.watchscene import Bench, assert_killed, assert_runs, is_alive
-from privatehost import PrivateHost, wait_until
+from privatehost import PrivateHost
 from rawqemu import QEMU, RawQemu
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

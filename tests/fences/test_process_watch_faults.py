@@ -23,7 +23,7 @@ from bootlockd.values import Wake
 from bootlockd.watcher import Watcher
 from fences.watchscene import Bench, assert_killed, assert_runs, is_alive, is_watched_for
 from lockdb.enforcements import State
-from privatehost import wait_until
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

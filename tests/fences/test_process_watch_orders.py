@@ -16,12 +16,14 @@ from bootlockd.config import Config, Database, Libvirt, ProcessWatch, WatchActio
 from bootlockd.cycle import Cycle, Stop
 from bootlockd.fences.process_watch import REPORTING, WATCHED_FOR, WATCHING, ProcessWatchFence
 from bootlockd.values import Case, Guest, Power, Wake
+from domainxml import domain_xml
 from fences.watchscene import NOW, Bench, assert_killed, assert_runs, is_watched_for
 from lockdb import database, permits
 from lockdb.enforcements import Enforcement, State
 from lockdb.values import Kind, OnRunning, Operation
-from privatehost import PrivateHost, domain_xml, wait_until
+from privatehost import PrivateHost
 from rawqemu import QEMU
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

@@ -19,8 +19,8 @@ from bootlockd.values import Case, Wake
 from lockdb import database, enforcements, holds, journal, permits
 from lockdb.enforcements import State
 from lockdb.values import Kind, NewHold, OnRunning
-from privatehost import wait_until
 from rawqemu import RawQemu
+from waiting import wait_until
 
 NOW = 1_700_000_000
 

@@ -15,7 +15,8 @@ from typing import Any, Self
 
 from daemonhost import PROGRAM, SETTINGS, Daemon
 from etcdcluster import Cluster
-from privatehost import PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 ADDRESS = "10.77.0.1"
 

@@ -19,7 +19,7 @@ from bootlockd.sources.reconcile import Limits, Overtaken, known, reconcile
 from lockdb import database, holds, sources
 from lockdb.sources import State
 from lockdb.values import Hold
-from privatehost import wait_until
+from waiting import wait_until
 
 SOURCE = "etcd"
 

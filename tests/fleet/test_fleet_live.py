@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from domainxml import domain_xml
 from fleet.fleetnet import FleetNet
-from privatehost import domain_xml, wait_until
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

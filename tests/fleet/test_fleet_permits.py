@@ -39,8 +39,8 @@ from lockdb import database, permits
 from lockdb.decision import Verdict, decide, minimal_document
 from lockdb.errors import AlreadyEnded, AmbiguousPrefix, InvalidValue, NotFound
 from lockdb.values import PERMIT_MAX, Kind, Operation, Permit
-from privatehost import wait_until
 from samples import HELD
+from waiting import wait_until
 
 DAY = 86400
 ID = "0123456789abcdef"

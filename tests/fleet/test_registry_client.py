@@ -29,8 +29,8 @@ from etcdcluster import Certificates, Cluster
 from fleet import fleetroles
 from lockdb.errors import AlreadyEnded, AmbiguousPrefix, NotFound
 from lockdb.values import Kind
-from privatehost import wait_until
 from samples import HELD
+from waiting import wait_until
 
 ORDER = Order(HELD, Kind.BOOT_LOCK, "unpaid", notice="call us", placed_by="alice")
 

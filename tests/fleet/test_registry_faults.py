@@ -29,7 +29,7 @@ from fleet import fleetroles
 from fleet.follower import Follower
 from lockdb import database, holds, journal, sources
 from lockdb.values import Kind, NewHold
-from privatehost import wait_until
+from waiting import wait_until
 
 
 class Scene:

@@ -27,8 +27,8 @@ from fleet.follower import Follower
 from lockdb import permits
 from lockdb.errors import InvalidValue, NotNow
 from lockdb.values import PERMIT_MAX, Kind, Operation, Permit
-from privatehost import wait_until
 from samples import HELD
+from waiting import wait_until
 
 DAY = 86400
 ID = "0123456789abcdef"

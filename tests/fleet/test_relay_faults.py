@@ -20,7 +20,7 @@ from etcdcluster import Cluster
 from fleet.proxy import Proxy
 from manager import Manager
 from nova.fakenova import FakeNova, FakeServer
-from privatehost import wait_until
+from waiting import wait_until
 
 #: Seconds.
 LEASE = 3

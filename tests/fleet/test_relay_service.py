@@ -29,7 +29,7 @@ from etcdcluster import Cluster
 from fleet.proxy import Proxy
 from lockdb.when import iso
 from manager import Manager
-from privatehost import PATIENCE, wait_until
+from waiting import PATIENCE, wait_until
 
 PROCESS = Path(__file__).with_name("relayprocess.py")
 #: Seconds.

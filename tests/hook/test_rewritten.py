@@ -8,11 +8,11 @@ from xml.dom import minidom
 
 import pytest
 
+from domainxml import disk_xml
 from hook.both import ask_both
 from hookrunner import Hook, domain_xml
 from lockdb import database, disks
 from lockdb.decision import Verdict
-from privatehost import disk_xml
 from samples import FREE, HELD, NOW, OTHER
 
 Rewrite = Callable[[str], str]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from installing import HOOKS, bootlock, define, is_refused, listing, starts_all_the_time
-from privatehost import CommandFailed, PrivateHost, wait_until
+from privatehost import CommandFailed, PrivateHost
 from shells import completed
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from privatehost import PATIENCE, PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.live
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import libvirt
 import pytest
 
+from domainxml import disk_xml, domain_xml, file_disk
 from live.guests import place, refused, runs, somebody_new, starts_only_when_not_held
-from privatehost import PrivateHost, disk_xml, domain_xml, file_disk
+from privatehost import PrivateHost
 
 pytestmark = pytest.mark.live
 

@@ -15,8 +15,9 @@ from typing import Any
 import libvirt
 import pytest
 
+from domainxml import domain_xml
 from live.guests import Identity, place, refused, release, remove_all, runs, somebody_new
-from privatehost import PrivateHost, domain_xml
+from privatehost import PrivateHost
 
 pytestmark = pytest.mark.live
 

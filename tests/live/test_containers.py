@@ -6,8 +6,9 @@ from contextlib import closing
 import libvirt
 import pytest
 
+from domainxml import container_xml
 from live.guests import container_runs, place, refused, somebody_new, starts_only_when_not_held
-from privatehost import PrivateHost, container_xml
+from privatehost import PrivateHost
 
 pytestmark = pytest.mark.live
 

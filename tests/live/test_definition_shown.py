@@ -11,8 +11,9 @@ import pytest
 
 from bootlockd import keptdefinition
 from bootlockd.keptdefinition import KeptDefinition, Snapshot
+from domainxml import domain_xml, file_disk
 from live.guests import Identity, place, somebody_new
-from privatehost import PrivateHost, domain_xml, file_disk
+from privatehost import PrivateHost
 
 pytestmark = pytest.mark.live
 

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 import libvirt
 import pytest
 
+from domainxml import domain_xml
 from live.guests import place, refused, release, remove, remove_all, runs, somebody_new
-from privatehost import PrivateHost, domain_xml
+from privatehost import PrivateHost
 
 pytestmark = pytest.mark.live
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import libvirt
 import pytest
 
+from domainxml import domain_xml
 from live.guests import place, refused, release, runs, somebody_new
-from privatehost import PrivateHost, domain_xml
+from privatehost import PrivateHost
 
 pytestmark = pytest.mark.live
 

@@ -12,15 +12,10 @@ import libvirt
 import pytest
 
 import privatehost
+from domainxml import container_xml, domain_xml
 from live.guests import somebody_new
-from privatehost import (
-    CommandFailed,
-    PrivateHost,
-    PrivateHostError,
-    container_xml,
-    domain_xml,
-    wait_until,
-)
+from privatehost import CommandFailed, PrivateHost, PrivateHostError
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 
@@ -80,7 +75,7 @@ def test_nothing_is_left_of_a_host_that_failed_to_start(
 
 def test_all_processes_of_a_host_end_when_its_owner_is_killed() -> None:
     script = (
-        "import sys; from privatehost import PrivateHost, domain_xml\n"
+        "import sys; from domainxml import domain_xml; from privatehost import PrivateHost\n"
         "host = PrivateHost(); host.start(); host.connect().createXML(domain_xml('guest'))\n"
         "print(host.root, *host.processes(), flush=True); sys.stdin.read()\n"
     )

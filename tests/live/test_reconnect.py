@@ -12,8 +12,10 @@ from functools import partial
 import libvirt
 import pytest
 
+from domainxml import container_xml, domain_xml
 from live.guests import container_pid, place, qemu_pid, remove, somebody_new
-from privatehost import PrivateHost, container_xml, domain_xml, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 pytestmark = pytest.mark.live
 

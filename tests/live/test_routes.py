@@ -10,6 +10,7 @@ from pathlib import Path
 import libvirt
 import pytest
 
+from domainxml import domain_xml, file_disk
 from live.guests import (
     Identity,
     place,
@@ -19,7 +20,7 @@ from live.guests import (
     somebody_new,
     starts_only_when_not_held,
 )
-from privatehost import PrivateHost, domain_xml, file_disk
+from privatehost import PrivateHost
 
 pytestmark = pytest.mark.live
 

@@ -26,7 +26,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from privatehost import PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 #: keystone and the others follow from what Nova allows.
 PACKAGES = ("nova==34.0.0", "keystone==30.0.0", "waitress==3.0.2")

@@ -17,7 +17,8 @@ from lockdb.values import Hold
 from manager import Manager
 from nova.cloud import Cloud
 from nova.synchost import LOCK_DB, LOG, SETTINGS, in_force, run
-from privatehost import PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 ETC = Path("/etc/bootlock")
 

@@ -14,7 +14,8 @@ from lockdb import database, holds, sources
 from lockdb.sources import State
 from lockdb.values import Hold
 from nova.cloud import Cloud
-from privatehost import PrivateHost, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 LOG = Path("/run/sync.log")
 LOCK_DB = Path("/var/lib/bootlock/lock.db")

@@ -9,12 +9,14 @@ import libvirt
 import pytest
 
 from bootlockd.relay import PLACED_BY
+from domainxml import domain_xml
 from live.guests import remove_all
 from lockdb.values import Kind
 from nova.cloud import Cloud, Seed, some_uuids
 from nova.relaysite import RelayProcess, RelaySite
 from nova.synchost import starts
-from privatehost import PrivateHost, domain_xml, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 pytestmark = pytest.mark.nova
 

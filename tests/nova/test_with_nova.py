@@ -8,11 +8,13 @@ from contextlib import closing
 import libvirt
 import pytest
 
+from domainxml import domain_xml
 from live.guests import remove_all
 from lockdb.values import Hold, Kind, OnRunning
 from nova.cloud import Cloud, Seed, some_uuids
 from nova.synchost import SyncHost, starts
-from privatehost import PrivateHost, domain_xml, wait_until
+from privatehost import PrivateHost
+from waiting import wait_until
 
 pytestmark = pytest.mark.nova
 

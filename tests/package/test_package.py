@@ -14,8 +14,9 @@ import pytest
 
 import installing
 from installing import HOOKS, bootlock, define, is_refused, listing, starts_all_the_time
-from privatehost import CommandFailed, PrivateHost, wait_until
+from privatehost import CommandFailed, PrivateHost
 from shells import completed
+from waiting import wait_until
 
 DATABASE = "/var/lib/bootlock/lock.db"
 FREE = "8f3e3a0e-44bb-4f43-9d35-8bd1a1e4b7c5"

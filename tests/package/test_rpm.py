@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from installing import HOOKS, SOURCES, bootlock, define, is_refused, starts_all_the_time
-from privatehost import CommandFailed, PrivateHost, wait_until
+from privatehost import CommandFailed, PrivateHost
+from waiting import wait_until
 
 DATABASE = "/var/lib/bootlock/lock.db"
 FREE = "8f3e3a0e-44bb-4f43-9d35-8bd1a1e4b7c5"

@@ -18,8 +18,8 @@ from bootlockd.sources.base import Known, Order, Reading, Said, SourceError
 from bootlockd.sources.file import FileSource
 from bootlockd.sources.reconcile import known
 from lockdb.values import Kind, OnRunning
-from privatehost import wait_until
 from sources.said import in_force, instances, order, state, take, uuid
+from waiting import wait_until
 
 ENTRY = '[[hold]]\ninstance = "{}"\nreason = "unpaid"\n'
 

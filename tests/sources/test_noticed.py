@@ -7,9 +7,9 @@ from pathlib import Path
 from bootlockd.feeder import DatabaseFeeder
 from lockdb import database, sources
 from lockdb.values import OnRunning
-from privatehost import wait_until
 from samples import NOW
 from sources.said import held, part, released, take, uuid, whole
+from waiting import wait_until
 
 
 def test_each_change_of_a_hold_wakes_its_instance_and_marks_wake_nobody(path: Path) -> None:

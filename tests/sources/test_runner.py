@@ -24,9 +24,9 @@ from database.soundness import log
 from lockdb import database
 from lockdb.errors import DatabaseFull
 from manager import Manager
-from privatehost import PATIENCE, wait_until
 from samples import NOW
 from sources.said import UNGUARDED, held, instances, part, state, take, uuid, whole
+from waiting import PATIENCE, wait_until
 
 PROGRAM = Path(sys.executable).with_name("bootlockd")
 
