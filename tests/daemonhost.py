@@ -14,7 +14,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import Popen
-from types import TracebackType
 from typing import Any, Self
 
 from bootlockd import control
@@ -77,12 +76,7 @@ class Daemon:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if error is not None:
             error.add_note(f"bootlockd said:\n{self.log[-4000:]}")
         self.end(self.ending)
