@@ -9,7 +9,8 @@ none (``HoldWriter.begin``).
 
 The rules are those of the reconciler on a host: only RELEASED, with evidence, ends a hold, no hold
 of another is touched, and more endings than ``Limits`` allow end nothing: an admin does it by hand,
-in the registry. A hold that stands is left as it is: a registry has no way to change one, and
+in the registry. What is retained there is left until its date, and stops nothing else. A hold that
+stands is left as it is: a registry has no way to change one, and
 another reason is no reason for a moment without it.
 """
 
@@ -27,6 +28,7 @@ from bootlockd.fleet.wire import Term
 from bootlockd.sources.base import Known, Order, Reading, Said, Source, SourceError, printable_line
 from bootlockd.sources.nova import ref_of
 from bootlockd.sources.reconcile import Limits
+from lockdb import retention
 from lockdb.values import REASON_MAX
 
 log = logging.getLogger(__name__)
@@ -94,7 +96,9 @@ def plan(standing: Sequence[Standing], reading: Reading, *, limits: Limits, now:
         if observation.said is Said.HELD and observation.order and not own:
             place.append(replace(observation.order, placed_by=PLACED_BY))
         elif observation.said is Said.RELEASED and evidence:
-            release += [(hold.id, evidence) for hold in own]
+            # Nova says it again at each look at everything: what is retained goes after its date.
+            free = (hold for hold in own if not retention.is_retained(hold.order, now))
+            release += [(hold.id, evidence) for hold in free]
     ended = sum(
         hold.ended_by == PLACED_BY and now - limits.window < (hold.ended_at or 0)
         for hold in standing

@@ -38,7 +38,7 @@ from bootlockd.sources.runner import (
     SyncFailed,
     limits_of,
 )
-from lockdb.errors import AlreadyEnded, LockDBError
+from lockdb.errors import AlreadyEnded, LockDBError, Retained
 from lockdb.when import iso
 
 log = logging.getLogger(__name__)
@@ -83,11 +83,11 @@ class RegistryWriter:
             self._registry.note_relay(report)
 
     def release(self, hold_id: str, *, reason: str, by: str, now: int) -> None:
-        """End it; one that has ended stays so."""
+        """End it; one that has ended stays so, and so does one that is retained by now."""
         with _in_words():
             try:
                 self._registry.release(hold_id, reason=reason, by=by, now=now)
-            except AlreadyEnded as error:
+            except (AlreadyEnded, Retained) as error:
                 log.info("relay: %s", error)
 
 

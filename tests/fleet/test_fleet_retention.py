@@ -4,6 +4,8 @@ of it."""
 from __future__ import annotations
 
 import json
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,15 @@ from bootlockd.fleet.facts import Facts
 from bootlockd.fleet.follower import Follower
 from bootlockd.fleet.history import Standing
 from bootlockd.fleet.keys import Keys
+from bootlockd.fleet.lease import Office, TermClient
 from bootlockd.fleet.records import BadRecord, Record, Release, decoded, encoded
 from bootlockd.fleet.registry import Registry, record_of
+from bootlockd.relayservice import RegistryWriter
 from bootlockd.sources.base import Order
+from etcdcluster import Cluster
 from lockdb.errors import AlreadyEnded, InvalidValue, Retained
 from lockdb.values import Kind, Retention
-from samples import HELD, NOW
+from samples import HELD, NOW, OTHER
 from sources.said import in_force, take
 
 DAY = 86400
@@ -30,7 +35,7 @@ A_HOLD_ID = "0123456789abcdef"
 def order(mode: Retention = COMPLIANCE, days: int = 30) -> Order:
     return Order(
         HELD, Kind.BOOT_LOCK, "court", "no", placed_by="a", retain_until=NOW + days * DAY,
-        retention=mode,
+        retention=mode, preserve=True,
     )  # fmt: skip
 
 
@@ -106,6 +111,67 @@ def test_a_host_keeps_what_a_registry_releases_before_its_date(
     made = take(path, follower.look(), source="etcd")
     assert [hold.id for hold in in_force(path, "etcd")] == [strong.id]
     assert [ending.hold_id for ending in made.retained] == [strong.id]
+
+
+def test_a_relay_that_releases_what_was_retained_meanwhile_goes_on(
+    registry: Registry, client: Client, keys: Keys, cluster: Cluster
+) -> None:
+    entry = registry.place(order(), now=NOW)
+    office = Office(client, keys.lead("nova"), name="a", ttl=60)
+    assert office.ask()
+    assert office.term
+    with closing(TermClient(cluster.settings())) as writes:
+        writer = RegistryWriter(writes, keys)
+        writer.begin(office.term)
+        writer.release(entry.id, reason="unlocked", by="relay:nova", now=NOW)
+        (standing,) = writer.standing()
+        assert (standing.ended_at, standing.order) == (None, order())
+        writer.release(entry.id, reason="unlocked", by="relay:nova", now=NOW + 30 * DAY)
+        (standing,) = writer.standing()
+        assert standing.ended_at == NOW + 30 * DAY
+
+
+def less(**changes: object) -> Order:
+    return replace(order(), **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        less(retain_until=None, retention=None),
+        less(retain_until=NOW + DAY),
+        less(retention=GOVERNANCE),
+        less(retain_until=None, retention=None, until=NOW + DAY),
+        less(kind=Kind.STATE_LOCK),
+        less(blocks="delete"),
+        less(preserve=False),
+        less(instance=OTHER),
+        None,
+    ],
+    ids=repr,
+)
+def test_a_host_keeps_what_a_registry_makes_less_or_loses(
+    registry: Registry, client: Client, keys: Keys, path: Path, written: Order | None
+) -> None:
+    """Past every check, as etcdctl would; None: the key is deleted."""
+    entry = registry.place(order(), now=NOW)
+    follower = Follower(client, keys, "h1", Facts(path, "h1", 1), Standing(), set())
+    take(path, follower.look(), source="etcd")
+    before = in_force(path, "etcd")
+    _, there = client.get(keys.hold(entry.id))
+    assert there
+    if written is None:
+        assert client.delete({there.key: there.mod}, unless_new=keys.hosts, since=2**60)
+    else:
+        client.write(there.key, encoded(Record(entry.id, written, NOW)), mod=there.mod)
+    for _ in range(2):
+        take(path, follower.look(), source="etcd")
+        assert in_force(path, "etcd") == before
+    # What it has lost is written back as this host has it, date and all.
+    if written is None:
+        assert registry.restate(record_of(before[0]))
+        (again,) = registry.holds()
+        assert again.record == entry.record
 
 
 def test_by_the_cli(settings_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

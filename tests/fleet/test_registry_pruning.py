@@ -16,6 +16,7 @@ import pytest
 from bootlock.app import App
 from bootlock.main import main
 from bootlockd.config import Fleet
+from bootlockd.fleet import records
 from bootlockd.fleet.client import Client
 from bootlockd.fleet.hosts import MOST, Report, encoded
 from bootlockd.fleet.keys import Keys
@@ -26,7 +27,7 @@ from bootlockd.sources.base import Order
 from fleet.follower import Follower
 from lockdb import permits
 from lockdb.errors import InvalidValue, NotNow
-from lockdb.values import PERMIT_MAX, Kind, Operation, Permit
+from lockdb.values import PERMIT_MAX, Kind, Operation, Permit, Retention
 from samples import HELD
 from waiting import wait_until
 
@@ -183,6 +184,36 @@ def test_what_a_host_has_not_ended_stays_until_it_has_and_no_host_misses_what_we
         assert host.hold(late).released_at is not None
     # Nor is it written back by who still has it in his history.
     assert later(one.path, "fleet", "restore", "--dry-run") == (0, [])
+
+
+def test_what_a_host_keeps_for_its_date_is_not_pruned(
+    hosts: list[Follower],
+    registry: Registry,
+    client: Client,
+    keys: Keys,
+    later: Cli,
+    tmp_path: Path,
+) -> None:
+    """Its release was written by somebody who goes past the registry's check of the date."""
+    now = int(time.time())
+    until = now + 400 * DAY
+    kept = registry.place(
+        replace(ORDER, retain_until=until, retention=Retention.COMPLIANCE), now=now
+    ).id
+    hosts[1].stop()
+    hosts[0].until(kept)
+    (entry,) = registry.holds()
+    assert entry.record
+    ended = replace(entry.record, released=Release("thief", now, "x", override=True))
+    key = keys.hold(kept)
+    client.write(key, records.encoded(ended), mod=_mod(client, key))
+    wait_until(lambda: registry.host("h1").waiting == [kept], "it says that it keeps it")
+    code, said = later(tmp_path / "none.db", "fleet", "prune")
+    assert (code, said["holds"], list(said["kept"])) == (4, [], [kept])
+    assert [entry.id for entry in registry.holds()] == [kept]
+    assert hosts[0].holds() == {kept}
+    assert later(hosts[0].path, "fleet", "restore") == (0, [])
+    assert hosts[0].hold(kept).retain_until == until
 
 
 def test_a_deleted_key_that_was_pruned_is_no_hold_again_for_who_reads_everything_anew(

@@ -18,7 +18,7 @@ from bootlockd.relay import PLACED_BY, Plan, Relay, Standing, plan
 from bootlockd.sources.base import Known, Observation, Order, Reading, Said, SourceError
 from bootlockd.sources.nova import NovaSource, ref_of
 from bootlockd.sources.reconcile import Limits
-from lockdb.values import Kind
+from lockdb.values import Kind, Retention
 from nova.fakenova import START, FakeNova, FakeServer
 
 LIMITS = Limits(most=10, percent=100, window=3600)
@@ -96,6 +96,17 @@ def test_a_release_ends_all_of_the_relays_holds_with_that_name_and_no_others() -
         Standing("other", order(B)),
     ]
     assert planned(there, released(A)).release == (("one", "unlocked"), ("two", "unlocked"))
+
+
+def test_what_is_retained_in_the_registry_goes_after_its_date_and_stops_nothing_else() -> None:
+    until = START + 86400
+    kept = replace(order(A), retain_until=until, retention=Retention.COMPLIANCE)
+    there = [*(Standing(f"kept{n}", kept) for n in range(20)), Standing("free", order(B))]
+    said = whole(released(A), released(B))
+    made = plan(there, said, limits=LIMITS, now=until - 1)
+    assert made == Plan(release=(("free", "unlocked"),))
+    there = [Standing("kept", kept), Standing("free", order(B))]
+    assert len(plan(there, said, limits=LIMITS, now=until).release) == 2
 
 
 def test_more_endings_than_the_limits_allow_end_nothing_and_placing_goes_on() -> None:
