@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,38 @@ def test_a_source_touches_no_hold_of_another(path: Path) -> None:
     assert instances(path, "file") == []
     assert [hold.id for hold in in_force(path, "local")] == [local.id]
     assert instances(path, "nova") == [uuid(1)]
+
+
+SOURCES = ("file", "nova", "etcd")
+
+
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize(("one", "other"), [*itertools.permutations((*SOURCES, "local"), 2)])
+def test_neither_the_provider_nor_the_customer_ends_or_changes_the_others_lock(
+    path: Path, one: str, other: str, kind: Kind
+) -> None:
+    """By the same name and the same id; each has the instance locked, in one way or the other."""
+    theirs = Kind.STATE_LOCK if kind is Kind.BOOT_LOCK else Kind.BOOT_LOCK
+    for source, its_kind in ((one, kind), (other, theirs)):
+        if source == "local":
+            place(path, uuid(1), kind=its_kind)
+        else:
+            take(path, whole(held(1, kind=its_kind)), source=source)
+    before = in_force(path, other)
+    (target,) = before
+    if one == "local":
+        with database.open_db(path) as lock_db:
+            (own,) = in_force(path, one)
+            holds.release(lock_db, own.id, reason="done", by="a", now=NOW)
+    else:
+        for hold_id in ("", target.id):
+            take(path, whole(held(1, kind=kind, hold_id=hold_id, reason="y")), source=one)
+            take(path, whole(released(1, hold_id=hold_id)), source=one)
+            take(path, whole(released(1, ref="r2", hold_id=target.id)), source=one)
+            take(path, whole(), source=one)
+        take(path, whole(released(1)), source=one)
+    assert in_force(path, other) == before
+    assert in_force(path, one) == []
 
 
 def test_a_reading_that_another_process_overtook_is_not_taken_in(path: Path) -> None:
