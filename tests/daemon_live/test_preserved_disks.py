@@ -209,21 +209,53 @@ def test_a_name_that_is_lost_past_the_flag_is_back_within_a_second(
     """The base has no flag; and root can take off the one of the disk."""
     server.place()
     server.wait_digests()
-    seconds = []
+    lost: list[list[str]] = []
     for path in (server.base, server.disk):
         inode = path.stat().st_ino
-        host.run(["chattr", "-R", "-i", server.directory])
-        began = time.monotonic()
-        path.unlink()
-        wait_until(lambda p=path: p.exists(), "it is put back")  # type: ignore[misc]
-        seconds.append(time.monotonic() - began)
-        assert path.stat().st_ino == inode
-        wait_until(lambda: is_immutable(server.disk), "it is immutable again")
-    print(f"put back after {max(seconds) * 1000:.0f} ms at most")
-    wait_until(
-        lambda: journalled(server) == [[str(server.base)], [str(server.disk)]], "it is journalled"
-    )
+        seconds = []
+        for _ in range(4):
+            host.run(["chattr", "-R", "-i", server.directory])
+            began = time.monotonic()
+            path.unlink()
+            wait_until(path.exists, "it is put back")
+            seconds.append(time.monotonic() - began)
+            lost.append([str(path)])
+            assert path.stat().st_ino == inode
+            wait_until(lambda: is_immutable(server.disk), "it is immutable again")
+            wait_until(lambda: journalled(server) == lost, "it is journalled")
+        print(f"{path.name} put back after {sorted(round(1000 * one) for one in seconds)} ms")
+        # Not by who looks now and then, which is once a minute. A busy machine may keep it waiting.
+        assert min(seconds) < 1
     host.bootlock("verify", server.uuid)
+
+
+def test_an_rm_of_the_directory_of_an_overlay_and_what_it_is_on_loses_nothing(
+    host: PrivateHost, server: Server
+) -> None:
+    """As external snapshots leave them, side by side in a directory of any name."""
+    directory = host.images / "web"
+    directory.mkdir()
+    lower, top = directory / "disk.qcow2", directory / "disk.snapshot"
+    create: list[str | Path] = ["qemu-img", "create", "-q", "-f", "qcow2"]
+    host.run([*create, lower, "8M"])
+    host.run([*create, "-F", "qcow2", "-b", lower, top])
+    host.run(["qemu-io", "-c", "write -P 3 0 1M", lower])
+    with closing(host.connect()) as connection:
+        connection.defineXML(
+            domain_xml(server.name, server.uuid, disks=[file_disk(top, image="qcow2")])
+        )
+    before = {path: path.read_bytes() for path in (lower, top)}
+    placed = host.bootlock("place", server.uuid, "--reason", "x", "--preserve", check=False)
+    assert placed.returncode == 0, placed
+    server.wait_digests()
+    refused(host, "rm", "-rf", directory)
+    wait_until(lower.exists, "it is put back")
+    wait_until(lambda: journalled(server) == [[str(lower)]], "it is journalled")
+    assert {path: path.read_bytes() for path in before} == before
+    host.bootlock("verify", server.uuid)
+    server.release()
+    assert sorted(directory.iterdir()) == [lower, top]
+    host.run(["rm", "-rf", directory])
 
 
 def test_what_was_written_past_the_flag_differs(host: PrivateHost, server: Server) -> None:

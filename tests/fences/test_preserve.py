@@ -341,6 +341,22 @@ def test_a_flag_that_somebody_took_off_is_set_again_and_a_lost_name_put_back(sce
     released(scene, hold)
 
 
+def test_a_name_that_was_lost_is_put_back_into_a_directory_that_is_immutable_again(
+    scene: Scene,
+) -> None:
+    """It went while the flags were being set."""
+    hold = kept(scene)
+    inode = scene.disk.stat().st_ino
+    subprocess.run(["chattr", "-R", "-i", scene.directory], check=True)
+    scene.disk.unlink()
+    make_immutable(scene.directory)
+    scene.treat()
+    assert scene.outcome(hold).state is State.ENFORCED
+    assert scene.disk.stat().st_ino == inode
+    assert is_immutable(scene.directory)
+    released(scene, hold)
+
+
 def test_a_file_that_was_put_in_its_place_is_not_taken_for_it(scene: Scene) -> None:
     hold = kept(scene)
     content = scene.disk.read_bytes()

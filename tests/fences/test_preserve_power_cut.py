@@ -123,6 +123,8 @@ def put_back(scene: Scene, box: Box, boundaries: Boundaries, at: int) -> bool:
         make_immutable(path, wanted=False)
     for path in (scene.disk, lower(scene)):
         path.unlink()
+    # Whoever was at it when the name went has set this one again.
+    make_immutable(scene.directory)
     os.sync()
     was_cut = cut_in(scene, box, boundaries, at)
     treated(scene, hold, State.ENFORCED)

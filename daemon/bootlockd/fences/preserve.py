@@ -248,21 +248,32 @@ class PreserveFence(Quiet):
                 continue
             if not custodylinks.is_file(row.link, row.inode):
                 continue
-            descriptor = os.open(row.link, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                with self._flags:
-                    target = Target(row.path, row.role, descriptor, row.inode)
-                    with target.linkable():
-                        custodylinks.give_name(descriptor, row.path)
-                    target.set_flag(wanted=True)
+                self._link_again(row, rows)
             except OSError as error:
                 log.error("instance=%s %r is not put back: %s", row.instance, row.path, error)
                 continue
-            finally:
-                os.close(descriptor)
             with open_db(self._database) as lock_db:
                 preserved.restored(lock_db, row, now=now)
             log.warning("instance=%s %r was removed: put back", row.instance, row.path)
+
+    def _link_again(self, row: Preserved, rows: Sequence[Preserved]) -> None:
+        """By its own name, into a directory that is immutable for its sake as well."""
+        with ExitStack() as stack:
+            target = Target(row.path, row.role, open_content(row), row.inode)
+            stack.callback(os.close, target.descriptor)
+            immutable = [target]
+            for one in _directories_of(row, rows):
+                descriptor = _opened_again(one)
+                if descriptor is not None:
+                    stack.callback(os.close, descriptor)
+                    immutable.append(Target(one.path, one.role, descriptor, one.inode))
+            stack.enter_context(self._flags)
+            with ExitStack() as unflagged:
+                for one_target in immutable:
+                    unflagged.enter_context(one_target.linkable())
+                custodylinks.give_name(target.descriptor, row.path)
+            target.set_flag(wanted=True)
 
     def _undo(self, row: Preserved, *, is_defined: bool) -> Preserved:
         """Undo it; the row as it is to be noted then. Raises OSError."""
@@ -309,6 +320,14 @@ class PreserveFence(Quiet):
             # Where there is no link any more, its directory may be left of an interrupted undo.
             custodylinks.remove(row.link, sealed=sealed)
         return row
+
+
+def _directories_of(row: Preserved, rows: Sequence[Preserved]) -> Iterator[Preserved]:
+    """The one that it lies in, if its flag is ours."""
+    for one in rows:
+        is_its = one.role is Role.DIRECTORY and one.path == os.path.dirname(row.path)
+        if is_its and one.stands and not one.had_flag:
+            yield one
 
 
 def _while_active(case: Case, rows: Sequence[Preserved]) -> Outcome:
