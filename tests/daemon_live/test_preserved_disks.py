@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from bootlockd import running
 from daemon_live.runner import Daemon, database, power, remove_guests
 from daemonhost import NOTE_PID, PROGRAM
 from domainxml import domain_xml, file_disk
-from fences.preservescene import is_immutable
+from fences.preservescene import is_immutable, make_immutable
 from live.guests import Identity, somebody_new
 from lockdb import journal, preserved
 from lockdb.database import open_db
@@ -29,6 +30,8 @@ pytestmark = pytest.mark.live
 #: As its unit leaves them to it, and no more.
 CAPABILITIES = "-all,+linux_immutable,+dac_override,+fowner,+sys_admin"
 PID_FILE = "/run/preserve.pid"
+#: A user whom nothing here is run by.
+STRANGER = 54321
 
 
 class Preserver:
@@ -269,15 +272,37 @@ def test_what_was_written_past_the_flag_differs(host: PrivateHost, server: Serve
     assert "DIFFERS" in done.stdout
 
 
+@pytest.fixture
+def of_another_user(host: PrivateHost) -> Iterator[None]:
+    """QEMU's user is not root, as on real hosts: libvirt gives it what it is to open."""
+    conf = host.outside("/etc/libvirt/qemu.conf")
+    before = conf.read_text()
+    roots = 'user = "root"\ngroup = "root"\n'
+    assert roots in before
+    conf.write_text(before.replace(roots, f'user = "+{STRANGER}"\ngroup = "+{STRANGER}"\n'))
+    host.restart_libvirtd()
+    yield
+    conf.write_text(before)
+    host.restart_libvirtd()
+
+
+@pytest.mark.usefixtures("of_another_user")
 def test_others_start_from_the_base_of_a_preserved_instance(
     host: PrivateHost, server: Server, base: Path
 ) -> None:
-    """libvirt has to give it to QEMU's user for each; it is root's alone before the first."""
+    os.chown(base, 0, 0)
     base.chmod(0o600)
     server.place()
     other = Server(host, somebody_new(), base)
+    make_immutable(base)
+    try:
+        refusal = host.virsh("start", other.uuid, check=False)
+        assert "Permission denied" in refusal.stderr, "it is what would break their starts"
+    finally:
+        make_immutable(base, wanted=False)
     host.virsh("start", other.uuid)
     assert power(host, other.uuid) == "running"
+    assert base.stat().st_uid == STRANGER
     assert not is_immutable(base)
     roles = {row.path: row.role for row in server.contents()}
     assert roles[str(base)] is Role.BACKING
