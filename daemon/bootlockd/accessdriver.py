@@ -34,9 +34,9 @@ def why_off(etc: Path = Path("/etc/libvirt"), run: Path = Path("/run")) -> str:
 
 
 def is_on(settings: str) -> bool:
-    """Whether a file of libvirt's settings turns it on; of several settings the last counts."""
-    found = _SETTING.findall(_COMMENT.sub("", settings))
-    return bool(found) and re.search(r"[\"']polkit[\"']", found[-1]) is not None
+    """Whether a file of libvirt's settings turns it on; of several settings the first counts."""
+    found = _SETTING.search(_COMMENT.sub("", settings))
+    return found is not None and re.search(r"[\"']polkit[\"']", found[1]) is not None
 
 
 def _why_off(name: str, etc: Path, run: Path) -> str:
