@@ -47,10 +47,16 @@ _FUTURE = "<policyconfig>{}</policyconfig>".format(
     )
 )
 
-_LIBVIRTD = """
-access_drivers = [ "polkit" ]
+_ON = 'access_drivers = [ "polkit" ]'
+_END = "# as it was\n"
+_SOCKET_OF_LIBVIRT = """
 unix_sock_group = "libvirt"
 unix_sock_rw_perms = "0770"
+"""
+#: Who may connect is for polkit to say.
+SOCKET_OF_SYSTEMD = """
+unix_sock_rw_perms = "0777"
+auth_unix_rw = "polkit"
 """
 
 #: polkitd is told by its number: it writes no file with it.
@@ -119,11 +125,12 @@ class PolkitHost(PrivateHost):
             "polkitd has ended",
         )
 
-    def turn_on(self, on: bool = True) -> None:
-        """Have libvirtd ask polkit, or not."""
+    def turn_on(self, on: bool = True, settings: str = _SOCKET_OF_LIBVIRT) -> None:
+        """Have libvirtd ask polkit, or not; with these settings of its socket."""
         conf = self.outside("/etc/libvirt/libvirtd.conf")
-        before = conf.read_text().replace(_LIBVIRTD, "")
-        conf.write_text(before + _LIBVIRTD if on else before)
+        before = conf.read_text().rpartition(_END)[2]
+        # Of two settings libvirt takes the first.
+        conf.write_text(_ON + settings + _END + before if on else before)
         self.restart_libvirtd()
 
     def as_user(self, *argv: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:

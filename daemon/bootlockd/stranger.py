@@ -25,6 +25,9 @@ from bootlockd import canary, hypervisor
 TIME_LIMIT = 30.0
 
 SOCKETS = (Path("/run/libvirt/libvirt-sock"), Path("/run/libvirt/virtqemud-sock"))
+#: Whom polkit lets connect, by the rule that comes with libvirt. That is what counts where systemd
+#: made the socket: everybody may write to it, and it has no group but root's.
+GROUP = "libvirt"
 
 
 class Answer(StrEnum):
@@ -58,9 +61,9 @@ class User:
 
 
 def somebody(privileged: Collection[str], sockets: Collection[Path] = SOCKETS) -> User:
-    """A user who may talk to libvirt by its socket's group; if there is none, nobody."""
-    groups = [path.stat().st_gid for path in sockets if path.exists()]
-    for gid in filter(None, groups):
+    """A user who may talk to libvirt by her group; if there is none, nobody."""
+    groups = [*_owning(sockets), *_named(GROUP)]
+    for gid in groups:
         for name in _members(gid):
             known = _account(name)
             if known and known.pw_uid and name not in privileged:
@@ -68,7 +71,7 @@ def somebody(privileged: Collection[str], sockets: Collection[Path] = SOCKETS) -
                 return User(name, known.pw_uid, known.pw_gid, mine)
     known = _account("nobody")
     uid, gid = (known.pw_uid, known.pw_gid) if known else (65534, 65534)
-    return User("nobody", uid, gid, (gid, *filter(None, groups)))
+    return User("nobody", uid, gid, (gid, *groups))
 
 
 def try_canary(uri: str, user: User) -> Tried:
@@ -125,6 +128,18 @@ def _meaning(code: int | None) -> Answer:
     if code in {0, libvirt.VIR_ERR_HOOK_SCRIPT_FAILED}:
         return Answer.LET_THROUGH
     return Answer.UNKNOWN
+
+
+def _owning(sockets: Collection[Path]) -> list[int]:
+    """Their groups, but root's."""
+    return [gid for path in sockets if path.exists() if (gid := path.stat().st_gid)]
+
+
+def _named(group: str) -> list[int]:
+    try:
+        return [grp.getgrnam(group).gr_gid]
+    except KeyError:
+        return []
 
 
 def _members(gid: int) -> list[str]:

@@ -20,7 +20,7 @@ from domainxml import domain_xml, file_disk
 from lockdb import database, disks, holds, permits
 from lockdb.operations import HARMLESS, RULES, refused_permissions
 from lockdb.values import Hold, NewHold, Operation
-from polkithost import FUTURE, SETTINGS, USER, PolkitHost
+from polkithost import FUTURE, SETTINGS, SOCKET_OF_SYSTEMD, USER, PolkitHost
 from polkithost import RULES as RULES_FILE
 from waiting import wait_until
 
@@ -625,6 +625,25 @@ def test_a_domain_that_a_stranger_may_start_is_a_fault(host: PolkitHost, daemon:
     finally:
         host.run(["rm", first])
     wait_until(lambda: finding(host)[0] == "ok", "and that it is gone")
+
+
+def test_whom_polkit_lets_connect_is_asked_where_the_socket_is_roots(
+    host: PolkitHost, guest: Guest
+) -> None:
+    """As systemd makes it on Debian: everybody's to write to, and no group's."""
+    host.turn_on(settings=SOCKET_OF_SYSTEMD)
+    try:
+        guest.place()
+        socket = host.run(["stat", "-c", "%A %G", "/run/libvirt/libvirt-sock"]).stdout
+        assert socket == "srwxrwxrwx root\n"
+        assert finding(host) == ("ok", f"libvirt refused a canary to {USER} just now")
+        host.run(["gpasswd", "--delete", USER, "libvirt"])
+        level, detail = finding(host)
+        assert level == "note"
+        assert "nobody was told: authentication unavailable" in detail
+    finally:
+        host.run(["gpasswd", "--add", USER, "libvirt"])
+        host.turn_on()
 
 
 def test_ten_thousand_held_instances_cost_a_call_little_more_than_none(

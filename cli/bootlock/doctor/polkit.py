@@ -59,4 +59,8 @@ def _refuses(patient: Patient) -> Finding:
             f"libvirt let {tried.user} start a canary as far as the hook: {tried.said}",
             "restart libvirtd; then see which rules of polkit come before ours",
         )
-    return note(CHECK, f"it is on; not proven: {tried.user} was told: {tried.said}")
+    return note(
+        CHECK,
+        f"it is on; not proven: {tried.user} was told: {tried.said}",
+        f"it is proven by a user who may talk to libvirt: a member of the group {stranger.GROUP}",
+    )
