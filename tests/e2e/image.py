@@ -34,6 +34,7 @@ PACKAGES = (
     "apparmor",
     "apparmor-utils",
     "apt",
+    "btrfs-progs",
     "dbus",
     "iproute2",
     "kmod",
@@ -41,13 +42,16 @@ PACKAGES = (
     "libvirt-clients",
     "libvirt-daemon-system",
     "linux-image-cloud-amd64",
+    "lvm2",
     "openssh-server",
     "polkitd",
     "procps",
     "python3",
     "qemu-system-x86",
+    "qemu-utils",
     "systemd-sysv",
     "udev",
+    "xfsprogs",
 )
 #: What its apt can install: what our package depends on and that is missing, and what Ansible does.
 MIRROR = ("nftables", "python3-apt", "sqlite3")

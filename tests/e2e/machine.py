@@ -6,7 +6,8 @@
         machine.boot()
 
 ``address``, ``port`` and ``key`` are what ssh, and what is built on it, needs to reach it; the user
-is root. The disk starts as ``image()`` made it; what becomes of it goes with the machine.
+is root. The disk starts as ``image()`` made it; what becomes of it goes with the machine. Beside it
+is ``SPARE``, an empty one of 64 MiB.
 
 It uses KVM where the processor has it, else it emulates: a boot then takes most of a minute, and a
 guest in it most of another half. So time limits here are long, and only end what hangs.
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 600.0
 """Seconds after which a boot or a command has failed."""
+
+SPARE = "/dev/vda"
 
 MEMORY = 2048
 CPUS = 2
@@ -63,6 +66,9 @@ class Machine:
         self._disk = self.directory / "disk.qcow2"
         make = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b"]
         subprocess.run([*make, self.image.disk, self._disk], check=True)
+        self._spare = self.directory / "spare.raw"
+        with self._spare.open("wb") as spare:
+            spare.truncate(64 << 20)
         shutil.copy(self.image.key, self.key)
 
     def __enter__(self) -> Self:
@@ -197,6 +203,11 @@ class Machine:
                 f"qcow2,node-name=disk,file.driver=file,file.filename={self._disk},{disk}",
             ),
             *("-device", "nvme,drive=disk,serial=root"),
+            *(
+                "-blockdev",
+                f"raw,node-name=spare,file.driver=file,file.filename={self._spare},{disk}",
+            ),
+            *("-device", "virtio-blk-pci,drive=spare"),
             *("-netdev", network, "-device", "virtio-net-pci,netdev=net,romfile="),
             *("-device", "virtio-rng-pci", "-serial", f"file:{self._console}"),
         ]

@@ -1,4 +1,4 @@
-"""Fences that reach beyond libvirt, in units that are confined by a real systemd and AppArmor."""
+"""What holds block besides starts, by units that are confined by a real systemd and AppArmor."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
-DISK = "/var/lib/libvirt/images/kept.img"
-
 _ACCESS_DRIVER = 'access_drivers = [ "polkit" ]'
 _RULES = "/etc/polkit-1/rules.d/50-libvirt.rules"
 #: As docs/fences/polkit.md has it.
@@ -25,26 +23,6 @@ polkit.addRule(function (action, subject) {
     }
 });
 """
-
-
-def test_a_preserved_disk_is_kept_from_root_and_given_back(host: Machine) -> None:
-    host.run(f"head -c 1000000 /dev/urandom >{DISK}")
-    define(host, "kept")
-    host.run(f"virsh attach-disk kept {DISK} vda --config")
-    before = host.run(f"sha256sum <{DISK}").stdout
-    try:
-        place(host, "kept", "--preserve")
-        for order in (f"rm -f {DISK}", f"mv {DISK} /root/", f"truncate -s 0 {DISK}"):
-            assert "Operation not permitted" in host.run(order, check=False).stderr
-        verify = f"bootlock verify {uuid('kept')}"
-        wait_until(
-            lambda: host.run(verify, check=False).returncode == 0, "its digest is taken", 300
-        )
-        assert host.run(f"sha256sum <{DISK}").stdout == before
-    finally:
-        release(host, "kept")
-    assert host.run(f"lsattr {DISK}").stdout.split()[0].count("i") == 0
-    host.run(f"rm {DISK}")
 
 
 @pytest.fixture
