@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -39,7 +40,7 @@ def operator(host: Machine) -> Iterator[str]:
 def test_who_is_not_root_can_not_delete_what_is_held(host: Machine, operator: str) -> None:
     define(host, "held", "free")
     place(host, "held")
-    wait_until(lambda: _polkit_row(host) == "enforced", "polkit was seen to refuse", 300)
+    wait_until(lambda: _row(host, "polkit") == "enforced", "polkit was seen to refuse", 300)
     assert "access denied" in _undefine(host, operator, "held")
     assert _undefine(host, operator, "free") == ""
     found = json.loads(host.run("bootlock doctor --json", check=False).stdout)["findings"]
@@ -52,10 +53,60 @@ def test_who_is_not_root_can_not_delete_what_is_held(host: Machine, operator: st
     wait_until(lambda: _undefine(host, operator, "held") == "", "it is let go", 300)
 
 
-def _polkit_row(host: Machine) -> str:
+@pytest.fixture
+def variables(host: Machine) -> Iterator[str]:
+    """What a guest's firmware keeps: libvirt removes it by ``undefine --nvram``."""
+    path = "/var/lib/libvirt/qemu/nvram/held_VARS.fd"
+    host.run(f"mkdir -p {Path(path).parent}; head -c 65536 /dev/urandom >{path}")
+    yield path
+    host.run(f"rm -f {path}")
+
+
+def test_what_root_has_undefined_is_defined_again_until_it_is_released(
+    host: Machine, variables: str
+) -> None:
+    define(host, "held")
+    firmware = f"<loader readonly='yes' type='pflash'>/bin/true</loader><nvram>{variables}</nvram>"
+    add = f'sed "s|</os>|{firmware}</os>|" | virsh define /dev/stdin'
+    host.run(f"virsh dumpxml held --inactive | {add}; virsh autostart held")
+    before, content = _definition(host), host.run(f"sha256sum <{variables}").stdout
+    place(host, "held")
+    wait_until(lambda: _row(host, "definition") == "enforced", "its definition is kept", 300)
+
+    undefine = f"virsh undefine {uuid('held')} --nvram --snapshots-metadata"
+    host.run(undefine)
+    wait_until(lambda: _definition(host) == before, "it is defined again", 300)
+    wait_until(lambda: "definition_restored" in _journal(host), "that is journalled", 300)
+    assert host.run(f"sha256sum <{variables}").stdout == content
+    wait_until(lambda: _row(host, "definition") == "enforced", "it is kept again", 300)
+
+    release(host, "held")
+    assert _definition(host) == before
+    host.run(undefine)
+    # For this the daemon has looked at all guests.
+    define(host, "other")
+    place(host, "other")
+    assert _definition(host) == ""
+    assert host.run(f"ls {variables}", check=False).stdout == ""
+    assert _journal(host).count("definition_restored") == 1
+
+
+def _definition(host: Machine) -> str:
+    """All that libvirt has of it; empty: it is not defined."""
+    order = f"virsh dumpxml --inactive {uuid('held')} && virsh dominfo {uuid('held')}"
+    done = host.run(order, check=False)
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _journal(host: Machine) -> str:
+    return host.run(f"bootlock journal show --instance {uuid('held')}").stdout
+
+
+def _row(host: Machine, fence: str) -> str:
+    """What this fence has come to for the hold on it."""
     shown = json.loads(host.run(f"bootlock show {uuid('held')} --json").stdout)
     (hold,) = [hold for hold in shown["holds"] if hold["state"] == "active"]
-    return "".join(row["state"] for row in hold["enforcement"] if row["fence"] == "polkit")
+    return "".join(row["state"] for row in hold["enforcement"] if row["fence"] == fence)
 
 
 def _undefine(host: Machine, user: str, name: str) -> str:
