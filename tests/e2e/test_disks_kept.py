@@ -13,7 +13,7 @@ import pytest
 from e2e.conftest import DATABASE
 from e2e.guests import define, place, release, start, uuid
 from e2e.machine import SPARE, Machine
-from privatehost import wait_until
+from waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
