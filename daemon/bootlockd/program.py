@@ -11,6 +11,14 @@ import click
 from bootlockd.config import DEFAULT_CONFIG
 from bootlockd.errors import BootlockdError
 
+
+def _must_exist(_context: click.Context, _option: click.Parameter, path: Path) -> Path:
+    """Without the usual file all is as by default; one that was named was meant to be read."""
+    if path != DEFAULT_CONFIG and not path.exists():
+        raise click.BadParameter(f"{path} does not exist")
+    return path
+
+
 #: ``--config``, given to the command as ``path``.
 config_option = click.option(
     "--config",
@@ -18,6 +26,7 @@ config_option = click.option(
     type=click.Path(path_type=Path, dir_okay=False),
     default=DEFAULT_CONFIG,
     show_default=True,
+    callback=_must_exist,
     help="The settings.",
 )
 

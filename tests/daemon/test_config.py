@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from bootlockd.config import Config, load
 from bootlockd.errors import ConfigError
+from waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/bootlock.toml.md"
@@ -157,6 +158,18 @@ def test_check_config_says_so_and_starts_nothing(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith(f"bootlockd: {path}: daemon.interval: must be a whole number")
+
+
+@pytest.mark.parametrize(
+    "program", [[PROGRAM], [sys.executable, "-I", "-m", "bootlockd.exporter"]], ids=repr
+)
+def test_settings_that_were_named_and_are_not_there_are_not_the_defaults(
+    program: list[str | Path], tmp_path: Path
+) -> None:
+    command = [*program, "--config", tmp_path / "mistyped.toml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert done.returncode == 2
+    assert "mistyped.toml does not exist" in done.stderr
 
 
 def test_the_version_is_printed() -> None:
