@@ -330,7 +330,8 @@ class Cycle:
         self._listing_since = None
         if self._look_again:
             self._look_again, self._next_look = False, 0.0
-        self.health.looked = int(time.time())
+        if not listing.error:
+            self.health.looked = int(time.time())
         if listing.error and not self.health.libvirt_error:
             log.error("libvirt does not show all guests: %s", listing.error)
         self.health.libvirt_error = listing.error

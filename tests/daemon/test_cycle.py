@@ -210,6 +210,7 @@ def test_without_a_list_each_instance_is_looked_at_by_itself(
     with turning(settings(lock_db), [fence]) as cycle:
         wait_until(lambda: states(lock_db, uuid(2)) == [State.ENFORCED], "the other one is done")
         assert cycle.health.libvirt_error == "it hangs"
+        assert not cycle.health.looked, "that was no look at everything"
         assert uuid(1) not in fence.up
 
 
@@ -277,7 +278,7 @@ def test_what_is_to_be_watched_is_told_to_fences_while_libvirt_fails(
     fence, instance = FakeFence(), uuid(1)
     libvirt["list"] = Unreachable("it hangs", "")
     with turning(settings(lock_db), [fence]) as cycle:
-        wait_until(lambda: cycle.health.looked, "the first look")
+        wait_until(lambda: cycle.health.libvirt_error, "the first look")
         place(lock_db, instance)
         cycle.wake(Wake("look"))
         wait_until(lambda: fence.followed[-1], "it is told")
@@ -299,8 +300,7 @@ def test_what_one_driver_does_not_show_is_not_taken_for_absent(
     place(lock_db, instance)
     config = replace(settings(lock_db), libvirt=Libvirt(("test:///", "hung:///")))
     with turning(config, [fence]) as cycle:
-        wait_until(lambda: cycle.health.looked, "the first look")
-        assert cycle.health.libvirt_error == "it hangs"
+        wait_until(lambda: cycle.health.libvirt_error == "it hangs", "the first look")
         wait_until(lambda: cycle.ask(lambda c: c.is_idle), "nothing is under way")
         fence.up.clear()
         cycle.wake(Wake("look"))
