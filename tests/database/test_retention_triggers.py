@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from sqlite_utils import Database
 
 from lockdb import accord, migrations
 
@@ -184,6 +185,17 @@ def test_it_is_refused_to_who_asks_nobody(statement: str) -> None:
 def test_what_weakens_nothing_is_not(statement: str) -> None:
     with closing(database()) as made:
         assert not is_refused(made, statement)
+
+
+def test_a_database_from_before_there_were_all_of_them_has_them_after_its_upgrade() -> None:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as made:
+        db = Database(made)
+        migrations.migrations.apply(db, stop_before="m0007_replaced")
+        made.executescript(HOLDS)
+        assert not all(is_refused(made, statement) for statement in REFUSED)
+        migrations.migrations.apply(db)
+        assert all(is_refused(made, statement) for statement in REFUSED)
+        assert not any(is_refused(made, statement) for statement in ALLOWED)
 
 
 def test_the_triggers_are_those_that_the_journal_is_held_against() -> None:
