@@ -71,9 +71,10 @@ def tidy(machine: Machine, package: Path) -> None:
         if found:
             machine.run("apt-get -y purge bootlock")
         install(machine, package)
-    guests.forget(machine)
     held = f"sqlite3 -readonly {DATABASE} 'SELECT id FROM hold WHERE released_at IS NULL'"
+    # As long as they are held they are defined again.
     machine.run(f"for hold in $({held}); do bootlock release $hold --reason test; done")
+    guests.forget(machine)
 
 
 @pytest.fixture(autouse=True)
