@@ -67,8 +67,10 @@ def test_what_root_has_undefined_is_defined_again_until_it_is_released(
 ) -> None:
     define(host, "held")
     firmware = f"<loader readonly='yes' type='pflash'>/bin/true</loader><nvram>{variables}</nvram>"
-    add = f'sed "s|</os>|{firmware}</os>|" | virsh define /dev/stdin'
-    host.run(f"virsh dumpxml held --inactive | {add}; virsh autostart held")
+    add = f"s|</os>|{firmware}</os><features><acpi/></features>|"
+    host.run(f'virsh dumpxml held --inactive | sed "{add}" >/root/held && virsh define /root/held')
+    host.run("virsh autostart held")
+    assert variables in _definition(host)
     before, content = _definition(host), host.run(f"sha256sum <{variables}").stdout
     place(host, "held")
     wait_until(lambda: _row(host, "definition") == "enforced", "its definition is kept", 300)
