@@ -37,6 +37,10 @@ RETRY = 15
 #: Milliseconds that recording disks may wait before what is ordered is carried out.
 RECORD_PATIENCE = 1000
 
+#: Milliseconds that a report may wait for another writer: what happens to the instance meanwhile
+#: waits for it. Then it is made anew with the next try.
+REPORT_PATIENCE = 5000
+
 #: Seconds that libvirt may take to show one guest.
 LOOK_LIMIT = 60.0
 
@@ -224,6 +228,7 @@ class Worker:
             return (), ""
         try:
             with open_db(self._database) as lock_db:
+                lock_db.db.execute(f"PRAGMA busy_timeout = {REPORT_PATIENCE}")
                 return enforcements.record(lock_db, rows), ""
         except DatabaseError as error:
             log.error("enforcement is not recorded: %s", error)
