@@ -155,10 +155,10 @@ def confirm(lock_db: LockDB, rows: Sequence[Preserved], *, now: int) -> None:
             _journal(db, "preserved", rows, now)
 
 
-def restored(lock_db: LockDB, row: Preserved, *, now: int) -> None:
-    """Its own name, or its link, had gone and was put back."""
+def restored(lock_db: LockDB, row: Preserved, *, now: int, found: list[str]) -> None:
+    """It was not as it had been made, and is again. ``found``: what was wrong, in words."""
     with lock_db.write() as db:
-        _journal(db, "preserved_again", [row], now)
+        _journal(db, "preserved_again", [row], now, found=found)
 
 
 def end(lock_db: LockDB, rows: Sequence[Preserved], *, now: int) -> None:

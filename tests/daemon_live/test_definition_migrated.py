@@ -50,6 +50,7 @@ def held(
     host: PrivateHost, destination: PrivateHost, daemons: list[Daemon], guest: Identity
 ) -> Iterator[list[Hold]]:
     """State locks, which leave migrations open, on a guest that runs here; there, on nothing."""
+    wait_until(lambda: all(map(hears, daemons)), "events are heard")
     start_guest(host, guest.name, guest.uuid)
     placed = []
     for at in (host, destination):
@@ -62,6 +63,11 @@ def held(
         release(at, hold)
         daemon.settle(guest.uuid)
         remove_guests(at)
+
+
+def hears(daemon: Daemon) -> bool:
+    """It would be told of a migration."""
+    return all(daemon.status()["libvirt"].values())
 
 
 def detail(host: PrivateHost, hold: Hold) -> str:

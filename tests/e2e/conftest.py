@@ -71,7 +71,8 @@ def tidy(machine: Machine, package: Path) -> None:
         if found:
             machine.run("apt-get -y purge bootlock")
         install(machine, package)
-    held = f"sqlite3 -readonly {DATABASE} 'SELECT id FROM hold WHERE released_at IS NULL'"
+    query = "SELECT id FROM hold WHERE released_at IS NULL"
+    held = f"sqlite3 -readonly -cmd '.timeout 30000' {DATABASE} '{query}'"
     # As long as they are held they are defined again.
     machine.run(f"for hold in $({held}); do bootlock release $hold --reason test; done")
     guests.forget(machine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import json
 import os
 import struct
 import subprocess
@@ -24,7 +25,7 @@ from bootlockd import custodylinks, inodeflags
 from bootlockd.fences.preserve import PreserveFence
 from bootlockd.worker import Job, Worker
 from domainxml import domain_xml
-from lockdb import database, enforcements, holds, preserved
+from lockdb import database, enforcements, holds, journal, preserved
 from lockdb.database import LockDB, open_db
 from lockdb.enforcements import Enforcement
 from lockdb.preserved import Preserved
@@ -147,10 +148,19 @@ class Scene:
             if discard:
                 preserved.discard(db, self.uuid)
 
-    def treat(self) -> None:
-        """One job, as the cycle would have it run; the fence knows nothing of any before."""
+    def treat(self, *, looks: bool = True) -> None:
+        """One job, as the cycle would have it run; the fence knows nothing of any before.
+
+        ``looks``: as everywhere but at a service's start, before libvirt answers.
+        """
         fence = PreserveFence(self.database, [self.host.uri])
-        Worker(self.database, [self.host.uri], [fence]).run(Job(self.uuid, ()))
+        Worker(self.database, [self.host.uri], [fence]).run(Job(self.uuid, (), looks=looks))
+
+    def mended(self) -> list[dict[str, Any]]:
+        """The journal's entries about what was not as it had been made."""
+        with open_db(self.database, read_only=True) as lock_db, lock_db.read() as db:
+            found = journal.entries(db, instance=self.uuid, event="preserved_again")
+            return [json.loads(entry) for entry in found]
 
     def outcome(self, hold: Hold) -> Enforcement:
         with open_db(self.database, read_only=True) as lock_db:

@@ -328,6 +328,11 @@ def test_a_flag_that_somebody_took_off_is_set_again_and_a_lost_name_put_back(sce
     assert scene.disk.stat().st_ino == inode
     assert is_immutable(scene.disk)
     assert is_immutable(scene.directory)
+    assert ["it was removed"] in [entry["found"] for entry in scene.mended()]
+    subprocess.run(["chattr", "-i", scene.disk], check=True)
+    scene.treat()
+    assert is_immutable(scene.disk)
+    assert scene.mended()[-1]["found"] == [f"{str(scene.disk)!r} can be written to"]
     subprocess.run(["chattr", "-i", scene.disk, scene.links], check=True)
     next(scene.links.iterdir()).unlink()
     scene.treat()
@@ -465,6 +470,12 @@ def test_a_block_device_is_read_only_while_it_is_held(scene: Scene, tmp_path: Pa
         with pytest.raises(PermissionError):
             written(device)
         assert [row.role for row in scene.rows()] == [Role.DEVICE]
+        # As after a boot, before libvirt answers.
+        subprocess.run(["blockdev", "--setrw", device], check=True)
+        scene.treat(looks=False)
+        with pytest.raises(PermissionError):
+            written(device)
+        assert scene.mended()[-1]["found"] == [f"{device!r} can be written to"]
         released(scene, hold)
         written(device)
         # One that is in use is left alone.

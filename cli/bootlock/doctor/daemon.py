@@ -23,6 +23,8 @@ SILENCE = 12.0
 METRICS_SILENCE = 2.0
 
 _LOG = "see 'journalctl -u bootlockd'"
+#: All whose fences write rows.
+_LOGS = "see 'journalctl -u bootlockd -u bootlock-preserve'"
 
 
 def daemon(patient: Patient) -> Iterator[Finding]:
@@ -90,11 +92,11 @@ def enforced(patient: Patient) -> Iterator[Finding]:
         yield fault(
             "enforced",
             f"{row.fence} of {row.instance}, hold {row.hold}, since {iso(row.since)}: {row.detail}",
-            "it is tried again; " + _LOG,
+            "it is tried again; " + _LOGS,
         )
     left = {row.hold for row in rows if row not in failed} - held
     if left:
-        yield note("enforced", f"not undone yet for {len(left)} holds that ended", _LOG)
+        yield note("enforced", f"not undone yet for {len(left)} holds that ended", _LOGS)
     if not failed:
         proven = len([row for row in rows if row.state is State.ENFORCED])
         yield ok("enforced", f"{proven} orders are carried out on this host, none failed")

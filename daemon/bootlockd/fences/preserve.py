@@ -22,7 +22,7 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -109,12 +109,30 @@ class PreserveFence(Quiet):
             directories = preservable.find_directories(case, rows, found, self._others, stack)
             pairs = [(self._row(case, one, rows), one) for one in [*found.targets, *directories]]
             self._intend(case, [row for row, _ in pairs if row not in rows])
+            undone = _undone([row for row, _ in pairs])
             problems = [why for row, target in pairs if (why := self._keep(row, target))]
             self._confirm([row for row, _ in pairs], case.now)
+            self._note_mended(undone, case.now)
             rows = self._rows(case)
             self._watch(case, rows)
             self._digester.hurry()
             return self._judged(case, rows, found, [*problems, *self._faults(rows, found)])
+
+    def prepare(self, case: Case) -> Outcome | None:
+        """Have nobody write to devices, which forget that at a boot. Of all else libvirt tells."""
+        with _complaining():
+            devices = [row for row in self._rows(case) if row.role is Role.DEVICE]
+            undone = _undone(devices)
+            for row in undone:
+                descriptor = _opened_again(row)
+                if descriptor is None:
+                    continue
+                try:
+                    Target(row.path, row.role, descriptor, row.inode).set_flag(wanted=True)
+                finally:
+                    os.close(descriptor)
+            self._note_mended(undone, case.now)
+        return None
 
     def lift(self, case: Case) -> Outcome:
         """Give up what was done, and no more; a deleted instance's data stays as a link."""
@@ -216,6 +234,13 @@ class PreserveFence(Quiet):
             with open_db(self._database) as lock_db:
                 preserved.confirm(lock_db, done, now=now)
 
+    def _note_mended(self, undone: Mapping[Preserved, list[str]], now: int) -> None:
+        """Somebody undid it, past the flag, or a boot; it is so again."""
+        for row, found in undone.items():
+            if not [*_faults_of(row)]:
+                with open_db(self._database) as lock_db:
+                    preserved.restored(lock_db, row, now=now, found=found)
+
     def _end(self, rows: Sequence[Preserved], now: int) -> None:
         if rows:
             with open_db(self._database) as lock_db:
@@ -254,7 +279,7 @@ class PreserveFence(Quiet):
                 log.error("instance=%s %r is not put back: %s", row.instance, row.path, error)
                 continue
             with open_db(self._database) as lock_db:
-                preserved.restored(lock_db, row, now=now)
+                preserved.restored(lock_db, row, now=now, found=["it was removed"])
             log.warning("instance=%s %r was removed: put back", row.instance, row.path)
 
     def _link_again(self, row: Preserved, rows: Sequence[Preserved]) -> None:
@@ -320,6 +345,12 @@ class PreserveFence(Quiet):
             # Where there is no link any more, its directory may be left of an interrupted undo.
             custodylinks.remove(row.link, sealed=sealed)
         return row
+
+
+def _undone(rows: Sequence[Preserved]) -> dict[Preserved, list[str]]:
+    """What is not as it was made, of each that is kept."""
+    kept = [row for row in rows if row.stage is Stage.KEPT]
+    return {row: faults for row in kept if (faults := [*_faults_of(row)])}
 
 
 def _directories_of(row: Preserved, rows: Sequence[Preserved]) -> Iterator[Preserved]:
