@@ -339,7 +339,7 @@ class DefinitionFence(Quiet):
             # Of another file, or left of an earlier hold.
             statefiles.end(case.instance, self._directory)
         keptdefinition.write(self._path(case), kept)
-        why = "changed, which was permitted" if before else "held"
+        why = "changed" if before else "held"
         log.info("instance=%s %s: %s", case.instance, Finding.KEPT, why)
         self._journal(case, kept, record.kept, why=why, snapshots=len(kept.snapshots))
         return True
