@@ -14,7 +14,7 @@ import time
 import uuid as uuids
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -298,3 +298,16 @@ class Boundaries:
             self._fatal, self.was_cut = 0, True
             self._box.cut()
             raise PowerCut
+
+
+def cut_in(act: Callable[[], None], box: Box, boundaries: Boundaries, at: int) -> bool:
+    """Let it act with the power cut before its nth step; whether there are so many."""
+    boundaries.arm(at)
+    # What is in its way meanwhile fails as well, and may fail in words of its own.
+    with suppress(PowerCut):
+        act()
+    was_cut = boundaries.was_cut
+    boundaries.arm(0)
+    if was_cut:
+        box.boot()
+    return was_cut

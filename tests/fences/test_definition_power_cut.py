@@ -7,7 +7,7 @@ import shutil
 import time
 import uuid as uuids
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from bootlockd.config import Definition, Restore
 from bootlockd.fences.definition import DefinitionFence
 from bootlockd.worker import Job, Worker
 from domainxml import domain_xml, file_disk
-from fences.preservescene import Boundaries, Box, PowerCut, in_own_mounts, mounted
+from fences.preservescene import Boundaries, Box, cut_in, in_own_mounts, mounted
 from lockdb import database, enforcements, holds
 from lockdb.database import open_db
 from lockdb.enforcements import State
@@ -122,22 +122,10 @@ class Scene:
         return keptdefinition.path_for(self.custody, self.uuid)
 
 
-def cut_in(scene: Scene, box: Box, boundaries: Boundaries, at: int) -> bool:
-    """Let it act with the power cut before its nth step; whether there are so many."""
-    boundaries.arm(at)
-    with suppress(PowerCut):
-        scene.treat()
-    was_cut = boundaries.was_cut
-    boundaries.arm(0)
-    if was_cut:
-        box.boot()
-    return was_cut
-
-
 def keep(scene: Scene, box: Box, boundaries: Boundaries, at: int) -> bool:
     before = scene.whole()
     hold = scene.place()
-    was_cut = cut_in(scene, box, boundaries, at)
+    was_cut = cut_in(scene.treat, box, boundaries, at)
     scene.treated(hold, State.ENFORCED)
     scene.undefine()
     scene.treated(hold, State.ENFORCED)
@@ -152,7 +140,7 @@ def put_back(scene: Scene, box: Box, boundaries: Boundaries, at: int) -> bool:
     hold = scene.place()
     scene.treated(hold, State.ENFORCED)
     scene.undefine()
-    was_cut = cut_in(scene, box, boundaries, at)
+    was_cut = cut_in(scene.treat, box, boundaries, at)
     scene.treated(hold, State.ENFORCED)
     assert scene.whole() == before
     scene.release(hold)
@@ -167,7 +155,7 @@ def end(scene: Scene, box: Box, boundaries: Boundaries, at: int) -> bool:
     scene.treated(hold, State.ENFORCED)
     scene.undefine()
     scene.release(hold)
-    was_cut = cut_in(scene, box, boundaries, at)
+    was_cut = cut_in(scene.treat, box, boundaries, at)
     scene.treated(hold, State.LIFTED)
     assert scene.whole() == before
     return was_cut

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,8 @@ from domainxml import file_disk
 from fences.preservescene import (
     Boundaries,
     Box,
-    PowerCut,
     Scene,
+    cut_in,
     in_own_mounts,
     is_immutable,
     make_immutable,
@@ -33,19 +32,6 @@ pytestmark = pytest.mark.live
 
 #: More than there are steps: whoever needs so many does not come to an end.
 MANY = 60
-
-
-def cut_in(scene: Scene, box: Box, boundaries: Boundaries, at: int) -> bool:
-    """Let it act with the power cut before its nth step; whether there are so many."""
-    boundaries.arm(at)
-    # What is in its way meanwhile fails as well, and may fail in words of its own.
-    with suppress(PowerCut):
-        scene.treat()
-    was_cut = boundaries.was_cut
-    boundaries.arm(0)
-    if was_cut:
-        box.boot()
-    return was_cut
 
 
 def treated(scene: Scene, hold: Hold, state: State) -> None:
@@ -84,7 +70,7 @@ def is_as_before(scene: Scene) -> None:
 
 def preserve(scene: Scene, box: Box, boundaries: Boundaries, at: int) -> bool:
     hold = scene.place()
-    was_cut = cut_in(scene, box, boundaries, at)
+    was_cut = cut_in(scene.treat, box, boundaries, at)
     treated(scene, hold, State.ENFORCED)
     is_kept(scene)
     scene.release(hold)
@@ -96,7 +82,7 @@ def preserve(scene: Scene, box: Box, boundaries: Boundaries, at: int) -> bool:
 def preserve_then_release_at_once(scene: Scene, box: Box, boundaries: Boundaries, at: int) -> bool:
     """The hold is gone before anybody could go on with it."""
     hold = scene.place()
-    was_cut = cut_in(scene, box, boundaries, at)
+    was_cut = cut_in(scene.treat, box, boundaries, at)
     scene.release(hold)
     for _ in range(2):
         scene.treat()
@@ -109,7 +95,7 @@ def undo(scene: Scene, box: Box, boundaries: Boundaries, at: int) -> bool:
     scene.treat()
     is_kept(scene)
     scene.release(hold)
-    was_cut = cut_in(scene, box, boundaries, at)
+    was_cut = cut_in(scene.treat, box, boundaries, at)
     treated(scene, hold, State.LIFTED)
     is_as_before(scene)
     return was_cut
@@ -126,7 +112,7 @@ def put_back(scene: Scene, box: Box, boundaries: Boundaries, at: int) -> bool:
     # Whoever was at it when the name went has set this one again.
     make_immutable(scene.directory)
     os.sync()
-    was_cut = cut_in(scene, box, boundaries, at)
+    was_cut = cut_in(scene.treat, box, boundaries, at)
     treated(scene, hold, State.ENFORCED)
     is_kept(scene)
     scene.release(hold)
