@@ -174,17 +174,28 @@ def scene(make: Callable[..., Scene]) -> Scene:
     return make()
 
 
+def is_told(scene: Scene, times: int) -> bool:
+    """The journal says that it was defined again, so often, and why."""
+    entries = scene.entries("definition_restored")
+    return len(entries) == times and all(
+        (entry["what"], entry["name"]) == ("it was undefined", scene.guest.name)
+        for entry in entries
+    )
+
+
 def test_an_undefined_one_is_back_whole_within_a_second(scene: Scene) -> None:
     before = scene.whole()
     scene.place()
-    scene.undefine()
-    gone = time.monotonic()
-    wait_until(lambda: scene.whole() == before, "it is back")
-    print(f"back after {time.monotonic() - gone:.3f} s")
-    wait_until(lambda: scene.entries("definition_restored"), "it is journalled")
-    (entry,) = scene.entries("definition_restored")
-    assert entry["what"] == "it was undefined"
-    assert entry["name"] == scene.guest.name
+    seconds = []
+    for times in range(1, 5):
+        scene.undefine()
+        began = time.monotonic()
+        wait_until(lambda: scene.whole() == before, "it is back")
+        seconds.append(time.monotonic() - began)
+        wait_until(lambda n=times: is_told(scene, n), "it is journalled")  # type: ignore[misc]
+    print(f"back after {sorted(round(1000 * one) for one in seconds)} ms")
+    # Not by who looks now and then. A busy machine may keep it waiting.
+    assert min(seconds) < 1
     wait_until(lambda: scene.state is State.ENFORCED, "its definition is kept")
     scene.release()
     assert scene.whole() == before
