@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from bootlock.doctor.finding import Finding, Patient, fault, note, ok
 from bootlockd import accessdriver, hypervisor, polkitproof, polkitrules, stranger
@@ -11,6 +13,9 @@ from bootlockd.errors import Unreachable
 from bootlockd.stranger import Answer
 
 CHECK = "access driver"
+
+#: Seconds that polkit may take to read new rules: each hold, each start of a daemon makes some.
+SETTLING = 2.0
 
 _OFF = "starts are refused, and nothing else: who may talk to libvirt may delete and change"
 
@@ -31,7 +36,16 @@ def access_driver(patient: Patient) -> Iterator[Finding]:
 
 
 def _rules(patient: Patient) -> str:
-    path = patient.config.polkit.rules_file
+    """Why polkit does not run our rules, if it goes on for a while; "" if it does."""
+    deadline = time.monotonic() + SETTLING
+    problem = _why_not(patient.config.polkit.rules_file)
+    while problem and time.monotonic() < deadline:
+        time.sleep(SETTLING / 10)
+        problem = _why_not(patient.config.polkit.rules_file)
+    return problem
+
+
+def _why_not(path: Path) -> str:
     try:
         return polkitproof.why_not(polkitrules.proof_of(path.read_text("ascii")))
     except OSError as error:
