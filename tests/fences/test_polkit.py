@@ -640,7 +640,7 @@ def test_whom_polkit_lets_connect_is_asked_where_the_socket_is_roots(
         host.run(["gpasswd", "--delete", USER, "libvirt"])
         level, detail = finding(host)
         assert level == "note"
-        assert "nobody was told: authentication unavailable" in detail
+        assert "not proven" in detail, detail
     finally:
         host.run(["gpasswd", "--add", USER, "libvirt"])
         host.turn_on()
