@@ -353,6 +353,7 @@ def test_the_program_ends_with_2_where_it_can_be_no_relay(
     options: list[str], said: str, tmp_path: Path
 ) -> None:
     program, none = Path(sys.executable).with_name("bootlockd"), tmp_path / "none.toml"
+    none.touch()
     done = subprocess.run(
         [str(program), *options, "--config", str(none)],
         capture_output=True,
