@@ -72,6 +72,10 @@ class Scene:
         with closing(self.host.connect()) as opened:
             opened.defineXML(document).setAutostart(True)
 
+    def delete_snapshots(self) -> None:
+        for name in ("third", "second", "first"):
+            self.host.virsh("snapshot-delete", self.guest.name, name)
+
     def place(self, **more: object) -> Hold:
         fields = {"reason": "unpaid", "placed_by": "a test"} | more
         with open_db(database(self.host)) as lock_db:
@@ -245,8 +249,7 @@ def test_a_changed_one_is_as_it_was(scene: Scene, change: Callable[[Scene], None
 
 def test_a_renamed_one_has_its_name_again(make: Callable[..., Scene], host: PrivateHost) -> None:
     scene = make()
-    for name in ("third", "second", "first"):
-        host.virsh("snapshot-delete", scene.guest.name, name)
+    scene.delete_snapshots()
     before = scene.whole()
     scene.place()
     host.virsh("domrename", scene.guest.name, f"{scene.guest.name}-mine")
@@ -429,8 +432,7 @@ def test_one_that_nova_took_away_with_its_disk_is_not_defined_at_its_release(
 
 def test_its_firmwares_variables_come_back_with_it(make: Callable[..., Scene]) -> None:
     scene = make()
-    for name in ("third", "second", "first"):
-        scene.host.virsh("snapshot-delete", scene.guest.name, name)
+    scene.delete_snapshots()
     loader = scene.host.images / "code.fd"
     loader.write_bytes(bytes(4096))
     with closing(scene.host.connect()) as opened:
@@ -460,8 +462,7 @@ def test_its_firmwares_variables_come_back_with_it(make: Callable[..., Scene]) -
 def test_the_state_of_its_tpm_comes_back_with_it(make: Callable[..., Scene]) -> None:
     """libvirt removes it with each undefine; what its guest has encrypted would be lost."""
     scene = make()
-    for name in ("third", "second", "first"):
-        scene.host.virsh("snapshot-delete", scene.guest.name, name)
+    scene.delete_snapshots()
     tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
     with closing(scene.host.connect()) as opened:
         opened.defineXML(domain_xml(scene.guest.name, scene.guest.uuid, devices=tpm))
@@ -561,8 +562,7 @@ def test_a_damaged_file_is_not_defined_from(scene: Scene) -> None:
 
 def test_a_name_out_of_hell(make: Callable[..., Scene], host: PrivateHost) -> None:
     scene = make()
-    for name in ("third", "second", "first"):
-        host.virsh("snapshot-delete", scene.guest.name, name)
+    scene.delete_snapshots()
     name = "-rf $(id) 'q\" <b>&amp; ü"
     with closing(host.connect()) as opened:
         domain = opened.lookupByUUIDString(scene.guest.uuid)
