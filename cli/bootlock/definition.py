@@ -77,7 +77,7 @@ def show(app: App, uuid: str, *, secrets: bool, as_json: bool) -> None:
         shown = output.escaped(_ended(fields["xml"]), lambda character: f"&#x{ord(character):x};")
         click.echo(shown, nl=False)
     else:
-        click.echo(_bytes(_ended(fields["xml"])), nl=False)
+        click.echo(keptdefinition.encoded(_ended(fields["xml"])), nl=False)
 
 
 def _fields(app: App, uuid: str, *, secrets: bool) -> dict[str, Any]:
@@ -116,11 +116,6 @@ def _ended(document: str) -> str:
     return document if document.endswith("\n") else f"{document}\n"
 
 
-def _bytes(document: str) -> bytes:
-    # As its digest in the journal is made.
-    return document.encode("utf-8", "backslashreplace")
-
-
 # -- bootlock export --------------------------------------------------------------------------
 
 
@@ -143,18 +138,18 @@ def for_archive(app: App, uuid: str) -> ForArchive:
     guest, stored = here
     about: dict[str, Any] = {"origin": Origin.LIBVIRT, "source": guest.uri, "why": why}
     about |= {"name": guest.name, "power": guest.power, "autostart": stored.autostart}
-    files = {"definition.xml": _bytes(stored.document)}
+    files = {"definition.xml": keptdefinition.encoded(stored.document)}
     return _with_snapshots(ForArchive(files, about), None, stored)
 
 
 def _with_kept(kept: KeptDefinition, here: tuple[Guest, Stored] | None, unknown: str) -> ForArchive:
-    files = {"definition.xml": _bytes(kept.shown)}
+    files = {"definition.xml": keptdefinition.encoded(kept.shown)}
     now: dict[str, Any] = {"state": Now.UNKNOWN if unknown else Now.UNDEFINED, "why": unknown}
     if here:
         guest, stored = here
         is_same = stored.document == kept.shown
         if not is_same:
-            files["definition-now.xml"] = _bytes(stored.document)
+            files["definition-now.xml"] = keptdefinition.encoded(stored.document)
         state = (Now.SAME if is_same else Now.OTHER) if guest.persistent else Now.TRANSIENT
         now = {"state": state, "why": "", "source": guest.uri, "name": guest.name}
         now |= {"power": guest.power, "autostart": stored.autostart}
@@ -193,6 +188,6 @@ def _with_snapshots(
     for number, name in enumerate(dict.fromkeys([*names, *documents]), 1):
         file = f"snapshots/{number}.xml" if name in documents else None
         if file:
-            files[file] = _bytes(documents[name])
+            files[file] = keptdefinition.encoded(documents[name])
         listed.append({"name": name, "kept": name in names, "file": file})
     return ForArchive(files, {**found.about, "snapshots": listed})

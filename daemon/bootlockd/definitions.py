@@ -7,7 +7,7 @@ metadata, parents first. Not in it, and not kept: checkpoints, libvirt's secrets
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ import libvirt
 
 from bootlockd import hypervisor, statefiles
 from bootlockd.errors import FenceError
-from bootlockd.keptdefinition import KeptDefinition, Snapshot
+from bootlockd.keptdefinition import KeptDefinition
 from bootlockd.values import Guest
 
 #: Seconds that libvirt may take for one definition.
@@ -60,22 +60,17 @@ def take(guest: Guest, now: int) -> KeptDefinition | None:
     """All that is to be kept of a guest's definition; None if it has none. Raises Unreachable."""
 
     def ask(opened: Any, domain: Any) -> KeptDefinition:
-        document = domain.XMLDesc(_WHOLE)
-        whole = libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE
-        snapshots = tuple(
-            Snapshot(snapshot.getName(), snapshot.getXMLDesc(whole))
-            for snapshot in hypervisor.snapshots_of(domain)
-        )
+        stored = hypervisor.read_stored(domain, secure=True)
         return KeptDefinition(
             instance=guest.uuid,
             uri=guest.uri,
             name=domain.name(),
-            document=document,
+            document=stored.document,
             shown=domain.XMLDesc(_STORED),
-            autostart=hypervisor.is_autostarted(domain),
-            snapshots=snapshots,
-            current_snapshot=_current(domain, [snapshot.name for snapshot in snapshots]),
-            nvram=statefiles.variables_of(document),
+            autostart=stored.autostart,
+            snapshots=stored.snapshots,
+            current_snapshot=_current(domain, stored.snapshots),
+            nvram=statefiles.variables_of(stored.document),
             kept_at=now,
             versions=_versions(opened),
         )
@@ -134,12 +129,11 @@ def _define(opened: Any, kept: KeptDefinition) -> None:
     domain = opened.defineXML(kept.document)
     there = {snapshot.getName() for snapshot in hypervisor.snapshots_of(domain)}
     for snapshot in kept.snapshots:
-        if snapshot.name not in there:
-            domain.snapshotCreateXML(snapshot.document, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
-    for snapshot in kept.snapshots:
-        if snapshot.name == kept.current_snapshot:
-            flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
+        is_current = snapshot.name == kept.current_snapshot
+        if is_current:
             flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
+        if is_current or snapshot.name not in there:
             domain.snapshotCreateXML(snapshot.document, flags)
     if hypervisor.is_autostarted(domain) != kept.autostart:
         domain.setAutostart(kept.autostart)
@@ -164,7 +158,7 @@ def _versions(opened: Any) -> str:
     return f"libvirt {opened.getLibVersion()}, {opened.getType()} {opened.getVersion()}"
 
 
-def _current(domain: Any, names: Any) -> str | None:
-    if not names or not domain.hasCurrentSnapshot():
+def _current(domain: Any, snapshots: Sequence[object]) -> str | None:
+    if not snapshots or not domain.hasCurrentSnapshot():
         return None
     return str(domain.snapshotCurrent().getName())

@@ -176,23 +176,11 @@ def stored_of(guest: Guest, *, secure: bool = False, seconds: float = TIME_LIMIT
 
     ``secure``: with passwords, which libvirt shows only to who may change the guest.
     """
-    flags = libvirt.VIR_DOMAIN_XML_INACTIVE | (libvirt.VIR_DOMAIN_XML_SECURE if secure else 0)
-    of_snapshots = libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE if secure else 0
-
-    def read(domain: Any) -> Stored:
-        return Stored(
-            document=str(domain.XMLDesc(flags)),
-            autostart=is_autostarted(domain),
-            snapshots=tuple(
-                Snapshot(snapshot.getName(), str(snapshot.getXMLDesc(of_snapshots)))
-                for snapshot in snapshots_of(domain)
-            ),
-        )
 
     def ask() -> Stored | None:
         with connection(guest.uri, read_only=not secure) as opened:
             domain = look_up(opened, guest.uuid)
-            return _found(lambda: read(domain)) if domain else None
+            return _found(lambda: read_stored(domain, secure=secure)) if domain else None
 
     return bounded(ask, seconds, f"stored {guest.uuid}")
 
@@ -319,6 +307,20 @@ def guest_of(opened: Any, domain: Any) -> Guest:
         run=domain.ID() if active else None,
         persistent=bool(domain.isPersistent()),
         has_managed_save=_has_managed_save(domain),
+    )
+
+
+def read_stored(domain: Any, *, secure: bool) -> Stored:
+    """What libvirt has stored of a domain. Raises libvirtError."""
+    flags = libvirt.VIR_DOMAIN_XML_INACTIVE | (libvirt.VIR_DOMAIN_XML_SECURE if secure else 0)
+    of_snapshots = libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE if secure else 0
+    return Stored(
+        document=str(domain.XMLDesc(flags)),
+        autostart=is_autostarted(domain),
+        snapshots=tuple(
+            Snapshot(snapshot.getName(), str(snapshot.getXMLDesc(of_snapshots)))
+            for snapshot in snapshots_of(domain)
+        ),
     )
 
 

@@ -52,7 +52,12 @@ class KeptDefinition:
     @property
     def sha256(self) -> str:
         """Of ``shown``, as the journal has it."""
-        return hashlib.sha256(self.shown.encode("utf-8", "backslashreplace")).hexdigest()
+        return hashlib.sha256(encoded(self.shown)).hexdigest()
+
+
+def encoded(document: str) -> bytes:
+    """A definition as it is handed over, and as its digest is made."""
+    return document.encode("utf-8", "backslashreplace")
 
 
 def path_for(directory: Path, instance: str) -> Path:

@@ -96,6 +96,11 @@ def end(instance: str, custody: Path) -> None:
         shutil.rmtree(custody / f"{instance}.tpm")
 
 
+def described(files: Sequence[StateFile]) -> str:
+    """Their names, for staff."""
+    return ", ".join(f"{str(file.path)!r}, kept as {str(file.link)!r}" for file in files)
+
+
 def _permanent(directory: Path) -> Iterator[Path]:
     """A TPM's permanent state below a directory, by the names in it."""
     for top, _, names in os.walk(directory):
@@ -131,8 +136,3 @@ def _opened(path: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def described(files: Sequence[StateFile]) -> str:
-    """Their names, for staff."""
-    return ", ".join(f"{str(file.path)!r}, kept as {str(file.link)!r}" for file in files)

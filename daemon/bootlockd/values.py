@@ -5,7 +5,7 @@ Times are Unix seconds. A ``Case`` is everything a decision about one instance m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -64,9 +64,11 @@ class Case:
     @property
     def is_permitted(self) -> bool:
         """Somebody may start it now; a permit for a migration ends in a start."""
-        return any(
-            permit.operation in {Operation.START, Operation.MIGRATE} for permit in self.permits
-        )
+        return self.permits_any({Operation.START, Operation.MIGRATE})
+
+    def permits_any(self, operations: Set[Operation]) -> bool:
+        """A permit for one of these is in force."""
+        return any(permit.operation in operations for permit in self.permits)
 
     def row(self, hold: Hold, fence: str) -> Enforcement | None:
         """What this fence did last for this hold."""

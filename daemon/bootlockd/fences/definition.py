@@ -170,16 +170,15 @@ class DefinitionFence(Quiet):
             finding = self._find(case, sight)
             is_new = finding is Finding.NEW and self._keep(case, sight.kept)
             if finding in {Finding.REMOVED, Finding.CHANGED} and sight.kept:
-                self._restore(case, sight.kept, finding)
+                self._restore(case, sight.kept, sight.seen, finding)
                 guest = hypervisor.observe([sight.kept.uri], case.instance)
                 case = replace(case, guest=guest)
         with self._looking(case, is_new=is_new) as sight:
-            self._keep_files(case, sight)
-        with self._looking(case, is_new=is_new) as sight:
-            finding = self._find(case, sight)
-            if finding in {Finding.GIVEN_UP, Finding.LEFT} and sight.kept:
-                self._end(case, sight.kept, finding, leave=finding is Finding.LEFT)
-            return self._outcome(case, finding, sight)
+            after = self._keep_files(case, sight)
+            finding = self._find(case, after)
+            if finding in {Finding.GIVEN_UP, Finding.LEFT} and after.kept:
+                self._end(case, after.kept, finding, leave=finding is Finding.LEFT)
+            return self._outcome(case, finding, after)
 
     def lift(self, case: Case) -> Outcome:
         """End custody; of one that is missing by defining it as it was."""
@@ -198,7 +197,7 @@ class DefinitionFence(Quiet):
             is_missing = sight.seen is None or kept.restoring
             leave = is_missing and self._why_left(case, kept, finding)
             if is_missing and not leave and finding is not Finding.GIVEN_UP:
-                self._restore(case, kept, Finding.REMOVED)
+                self._restore(case, kept, sight.seen, Finding.REMOVED)
             self._end(case, kept, leave or "released", leave=bool(leave))
         where = f"{leave}; how it was is in {str(self._left(case))!r}" if leave else ""
         return Outcome(State.LIFTED, where)
@@ -237,7 +236,7 @@ class DefinitionFence(Quiet):
             return Finding.LEFT
         if self._at_release(kept):
             return Finding.AWAY
-        if _is_permitted(case, _STARTING):
+        if case.permits_any(_STARTING):
             return Finding.WAITS
         if case.guest is None and _ran(case):
             return self._gone_while_active(case, kept)
@@ -266,7 +265,7 @@ class DefinitionFence(Quiet):
                 return Finding.NEW
             if self._at_release(kept):
                 return Finding.OTHER
-            return Finding.WAITS if _is_permitted(case, _STARTING) else Finding.CHANGED
+            return Finding.WAITS if case.permits_any(_STARTING) else Finding.CHANGED
         names = tuple(snapshot.name for snapshot in kept.snapshots)
         if (seen.snapshots, seen.current_snapshot) != (names, kept.current_snapshot):
             return Finding.NEW
@@ -274,7 +273,7 @@ class DefinitionFence(Quiet):
 
     def _was_permitted(self, case: Case, kept: KeptDefinition, operations: set[Operation]) -> bool:
         """A permit for one of them was in force since it was last proven."""
-        if _is_permitted(case, operations):
+        if case.permits_any(operations):
             return True
         proven = [
             row.at
@@ -344,9 +343,10 @@ class DefinitionFence(Quiet):
         self._journal(case, kept, record.kept, why=why, snapshots=len(kept.snapshots))
         return True
 
-    def _restore(self, case: Case, kept: KeptDefinition, finding: Finding) -> None:
+    def _restore(
+        self, case: Case, kept: KeptDefinition, before: Seen | None, finding: Finding
+    ) -> None:
         self._check_turn(case)
-        before = definitions.see(case.guest) if case.guest else None
         # What of it is missing after a power cut was not removed by anybody.
         keptdefinition.write(self._path(case), replace(kept, restoring=True))
         for file in self._files(kept):
@@ -380,10 +380,10 @@ class DefinitionFence(Quiet):
                 "find out who does it; 'bootlock permit --op define', or delete, lets him",
             )
 
-    def _keep_files(self, case: Case, sight: _Sight) -> None:
+    def _keep_files(self, case: Case, sight: _Sight) -> _Sight:
         """Of a definition that is here: give files their second names, or their own ones again."""
         if sight.kept is None or sight.seen is None:
-            return
+            return sight
         is_active = case.guest is not None and case.guest.is_active
         # A start may have put others in their place.
         ran = is_active or _ran(case) or self._was_permitted(case, sight.kept, _STARTING)
@@ -395,6 +395,7 @@ class DefinitionFence(Quiet):
                 what = f"removed: {str(file.path)!r}"
                 log.warning("instance=%s %s; put back", case.instance, what)
                 self._journal(case, sight.kept, record.restored, what=what)
+        return replace(sight, files=self._files(sight.kept))
 
     def _files(self, kept: KeptDefinition) -> list[StateFile]:
         tpms = self._tpm_directory
@@ -428,10 +429,6 @@ class DefinitionFence(Quiet):
 
     def _left(self, case: Case) -> Path:
         return self._directory / f"{case.instance}.left"
-
-
-def _is_permitted(case: Case, operations: set[Operation]) -> bool:
-    return any(permit.operation in operations for permit in case.permits)
 
 
 def _blocks(case: Case, operation: Operation) -> bool:
